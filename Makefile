@@ -1,0 +1,43 @@
+# `make help` lists the targets. Nothing needs to be activated: .venv's programs come first.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test lint lock clean
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := src
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
+	&& echo $$python && break; done)
+INSTALLED := .venv/installed
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(INSTALLED) ## make .venv with the pinned packages
+
+# The mark is written last, so a half-done installation is begun again.
+$(INSTALLED): requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: regbench needs Python 3.11, 3.12 or 3.13; none is on the PATH"; exit 1; }
+	@echo "Installing into .venv with $$($(PYTHON) --version); about 2 GB, a minute or two"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) can't make an environment; on Debian: apt install python3-venv"; exit 1; }
+	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+repro: $(INSTALLED) ## run what is out of date, JOBS=n runs side by side, and show the table
+	@if python -m dvc status --quiet; then echo "Everything is up to date."; else bash stages/side_by_side.sh; fi
+	@python -m regbench.summary
+
+test: $(INSTALLED) ## run the tests
+	@python -m pytest
+
+lint: $(INSTALLED) ## check style
+	@ruff check . && ruff format --check .
+
+lock: ## pin the newest allowed packages in requirements.lock; needs uv
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra dev \
+		--no-annotate --upgrade -o requirements.lock pyproject.toml
+
+clean: ## remove the environment and scratch files; results and DVC's cache stay
+	rm -rf .venv .regbench .pytest_cache .ruff_cache dvc_plots

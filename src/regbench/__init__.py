@@ -1,0 +1,1 @@
+"""regbench: what does this regularizer do to my image classifier?"""

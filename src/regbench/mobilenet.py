@@ -1,0 +1,100 @@
+"""The article's MobileNetV2, layer by layer.
+
+M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018 (arXiv 1801.04381).
+"""
+
+import keras
+
+from regbench.layers import BatchNormalization, PointwiseConv2D
+
+# (output channels, stride) of the 16 bottlenecks; each expands its input sixfold.
+BOTTLENECKS = (
+    (24, 2), (24, 1),
+    (32, 2), (32, 1), (32, 1),
+    (64, 2), (64, 1), (64, 1), (64, 1),
+    (96, 1), (96, 1), (96, 1),
+    (160, 2), (160, 1), (160, 1),
+    (320, 1),
+)  # fmt: skip
+
+
+def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer=None, width=1.0):
+    """Build the network: floats in, logits out.
+
+    No convolution has a bias; each is followed by batch normalization. With equal weights its inference equals
+    that of `keras.applications.MobileNetV2` wherever every stride-2 block meets an even map, so for sides that
+    32 divides; at odd maps this one pads bottom and right only, as the article does.
+
+    Args:
+        input_shape: (height, width, channels) of an image.
+        num_classes: number of logits.
+        regularizer: `keras.Regularizer` of every convolution kernel, depthwise ones included, or None.
+        head_regularizer: `keras.Regularizer` of the kernel and the bias of the final Dense layer, or None.
+        width: multiplier of every layer's channels, rounded to a multiple of 8; 1.0 is the article's.
+
+    Returns:
+        `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes]. Its `losses` holds
+        one scalar for each penalised weight: 52 kernels, and 2 more in a penalised head.
+    """
+
+    def normalize(x, name):
+        return BatchNormalization(name=f"{name}_bn")(x)
+
+    def activate(x, name):
+        return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
+
+    def pointwise(x, filters, name):
+        x = PointwiseConv2D(filters, use_bias=False, kernel_regularizer=regularizer, name=name)(x)
+        return normalize(x, name)
+
+    def depthwise(x, stride, name):
+        if stride == 2:
+            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
+        x = keras.layers.DepthwiseConv2D(
+            3,
+            strides=stride,
+            padding="valid" if stride == 2 else "same",
+            use_bias=False,
+            depthwise_regularizer=regularizer,
+            name=name,
+        )(x)
+        return activate(normalize(x, name), name)
+
+    inputs = keras.Input(input_shape, name="image")
+    channels = _scaled(32, width)
+    x = keras.layers.Conv2D(
+        channels, 3, strides=2, padding="same", use_bias=False, kernel_regularizer=regularizer, name="stem"
+    )(inputs)
+    x = activate(normalize(x, "stem"), "stem")
+
+    x = depthwise(x, 1, "block0_depthwise")
+    channels = _scaled(16, width)
+    x = pointwise(x, channels, "block0_project")
+
+    for index, (filters, stride) in enumerate(BOTTLENECKS, start=1):
+        name, shortcut = f"block{index}", x
+        x = activate(pointwise(x, 6 * channels, f"{name}_expand"), f"{name}_expand")
+        x = depthwise(x, stride, f"{name}_depthwise")
+        filters = _scaled(filters, width)
+        x = pointwise(x, filters, f"{name}_project")
+        if stride == 1 and channels == filters:
+            x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+        channels = filters
+
+    # As in the paper and keras.applications, the last layer never shrinks below 1280.
+    x = activate(pointwise(x, _scaled(1280, max(width, 1.0)), "top"), "top")
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = keras.layers.Dense(
+        num_classes,
+        kernel_regularizer=head_regularizer,
+        bias_regularizer=head_regularizer,
+        dtype="float32",
+        name="head",
+    )(x)
+    return keras.Model(inputs, logits, name="mobilenet_v2")
+
+
+def _scaled(channels, width):
+    """Channels times width, to the nearest multiple of 8, not below 8 and not more than a tenth too few."""
+    scaled = max(8, int(channels * width + 4) // 8 * 8)
+    return scaled + 8 if scaled < 0.9 * channels * width else scaled

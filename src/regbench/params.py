@@ -1,0 +1,282 @@
+"""params.yaml → validated, frozen objects.
+
+`load` is the one way to read it. Nothing here imports TensorFlow, so a mistake is told within a second.
+"""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from regbench import errors
+from regbench.errors import UserError
+
+KINDS = ("l1", "l2")
+"""The penalties that `regbench.regularizers` knows."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME_RULE = "a small letter, then small letters, digits or underscores"
+
+
+class ParamsError(UserError):
+    """params.yaml can't be used. `problems` holds a line for each thing that is wrong."""
+
+    def __init__(self, path, problems):
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n  ".join([f"{count} in {path}:", *self.problems]))
+
+
+class Section(BaseModel):
+    """A section of params.yaml: keys are known, values have the type they say, nothing changes afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _whole(low, high):
+    return Field(ge=low, le=high, description=f"a whole number from {low:,} to {high:,}")
+
+
+def _list(value):
+    """Frozen objects hold tuples; YAML gives lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Data(Section):
+    """Which images, how many, how large."""
+
+    dataset: str = Field(min_length=1, description="a TFDS name, or the path of a folder of class folders")
+    image_size: int = _whole(32, 1024)
+    train_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        description="a whole number from 1, or null for all"
+    )
+    validation_images: Annotated[int, Field(ge=1, le=10**9)] | Literal["test"] = Field(
+        description="a whole number from 1, or test"
+    )
+    test_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        description="a whole number from 1, or null for all"
+    )
+    seed: Seed = Field(description="a whole number from 0 to 2,147,483,647")
+
+
+class Model(Section):
+    """The network's shape, and where penalties apply."""
+
+    width: float = Field(ge=0.1, le=4, description="a number from 0.1 to 4")
+    regularize_head: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        description="a list of keys under reg, such as [l2]"
+    )
+
+
+class Train(Section):
+    """How one model is trained."""
+
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list)] = Field(
+        min_length=1, description="a list of one or more whole numbers from 0 to 2,147,483,647, each once"
+    )
+    epochs: int = _whole(1, 100_000)
+    batch_size: int = _whole(1, 65_536)
+    learning_rate: float = Field(gt=0, le=1000, description="a number above 0, at most 1000")
+    schedule: Literal["constant", "cosine"] = Field(description="constant or cosine")
+    momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
+    flip: bool = Field(description="true or false")
+
+
+class Evaluate(Section):
+    """What is measured of a trained model."""
+
+    near_zero: float = Field(ge=0, le=1, description="a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """One line under `reg:`: its strengths by kind, and whether they cover the head too."""
+
+    name: str
+    strengths: tuple[tuple[str, float], ...]
+    head: bool
+
+
+STRENGTH_RULE = "a number from 0 to 1000"
+
+
+def _spell_out(reg):
+    """`l2: 0.001` is short for `l2: {l2: 0.001}`, and `none: 0` for no penalty at all."""
+    if not isinstance(reg, dict):
+        return reg
+    return {
+        name: value
+        if isinstance(value, dict)
+        else {}
+        if name == "none" and value == 0 and not isinstance(value, bool)
+        else {name: value}
+        for name, value in reg.items()
+    }
+
+
+Strength = Annotated[float, Field(ge=0, le=1000)]
+
+
+class Params(Section):
+    """All of params.yaml.
+
+    `reg` maps each name to its strengths by kind: `{"l2": {"l2": 0.001}}`; `penalty(name)` is the way to read it.
+    """
+
+    data: Data
+    model: Model
+    reg: Annotated[dict[str, dict[str, Strength]], BeforeValidator(_spell_out)] = Field(
+        min_length=1, description="a mapping with a line for each regularizer, such as l2: 0.001"
+    )
+    train: Train
+    evaluate: Evaluate
+
+    def require(self, name):
+        """Raise a `UserError` unless `name` is a key under `reg`."""
+        if name not in self.reg:
+            raise UserError(f"{name} is no key under reg: in params.yaml; {_nearest(name, self.reg)}")
+
+    def penalty(self, name):
+        """The `Penalty` of one key under `reg`."""
+        return Penalty(name, tuple(self.reg[name].items()), name in self.model.regularize_head)
+
+
+def load(path="params.yaml"):
+    """Read and check a params file.
+
+    Raises:
+        ParamsError: with every problem that was found.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(path, [f"can't be read: {error}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParamsError(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(raw, dict):
+        raise ParamsError(path, [f"should hold the sections {', '.join(Params.model_fields)}"])
+
+    problems = list(_reg_problems(raw.get("reg")))
+    params = None
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        for details in error.errors():
+            if details["loc"][0] != "reg" or len(details["loc"]) == 1:
+                problems.append(_describe(details))
+    if not problems:
+        problems.extend(_cross_checks(params))
+    if problems:
+        raise ParamsError(path, dict.fromkeys(problems))
+    return params
+
+
+def _reg_problems(reg):
+    """Problems of the lines under `reg:`, whose keys are the user's own."""
+    for name, value in reg.items() if isinstance(reg, dict) else ():
+        key = f"reg.{name}"
+        if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
+            yield f"{key}: a regularizer's name is {NAME_RULE}, 40 at most"
+        elif isinstance(value, dict):
+            if not value:
+                yield f"{key}: names no penalty; write for example {{l1: 1e-5, l2: 1e-4}}"
+            for kind, strength in value.items():
+                if kind not in KINDS:
+                    yield f"{key}.{kind}: unknown kind of penalty; {_nearest(kind, KINDS)}"
+                elif not _is_strength(strength):
+                    yield f"{key}.{kind}: {_show(strength)} is not allowed; it should be {STRENGTH_RULE}"
+        elif name == "none":
+            if isinstance(value, bool) or value != 0:
+                yield f"{key}: {_show(value)} is not allowed; none is no penalty, so it should be 0"
+        elif name not in KINDS:
+            hint = _nearest(name, (*KINDS, "none"))
+            yield f"{key}: unknown kind of penalty; {hint}. Under a name of your own, write a mapping: {{l2: 0.001}}"
+        elif not _is_strength(value):
+            yield f"{key}: {_show(value)} is not allowed; it should be {STRENGTH_RULE}"
+
+
+def _is_strength(value):
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1000
+    )
+
+
+def _cross_checks(params):
+    """What no single key can know."""
+    seeds = params.train.seeds
+    if len(set(seeds)) < len(seeds):
+        yield f"train.seeds: {_show(list(seeds))} is not allowed; each seed should stand there once"
+    for name in params.model.regularize_head:
+        if name not in params.reg and name not in KINDS:
+            hint = _nearest(name, (*params.reg, *KINDS))
+            yield f"model.regularize_head: {_show(name)} is no key under reg; {hint}"
+
+
+def _describe(details):
+    """One pydantic error, in our words: key, value, what is allowed, nearest key."""
+    known, allowed, field, path = Params.model_fields, "", None, []
+    for part in details["loc"]:
+        if not path or known:
+            path.append(str(part))
+        field = known.get(part) if known else field
+        section = field.annotation if field and isinstance(field.annotation, type) else None
+        if details["type"] == "extra_forbidden" and part == details["loc"][-1]:
+            return f"{'.'.join(path)}: unknown key; {_nearest(part, known)}"
+        known = section.model_fields if section and issubclass(section, Section) else None
+        if known:
+            allowed = f"a section with the keys {', '.join(known)}"
+        elif field:
+            allowed = field.description
+    key = ".".join(path)
+    if details["type"] == "missing":
+        return f"{key}: missing; it should be {allowed}"
+    return f"{key}: {_show(details['input'])} is not allowed; it should be {allowed}"
+
+
+def _nearest(key, known):
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    listed = f"known: {', '.join(dict.fromkeys(known))}"
+    return f"did you mean {near[0]}? ({listed})" if near else listed
+
+
+def _show(value):
+    """A value as it would stand in YAML, cut where it is long."""
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    text = repr(value) if isinstance(value, str) else text
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with two repairs: `5e-05` is a number, and no key may stand twice.
+
+    DVC writes `-S reg.l2=0.00005` as 5e-05, a number in YAML 1.2 and a string to PyYAML (dvc#5971).
+    """
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool, type(None))):
+                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+if __name__ == "__main__":
+    errors.run(load)

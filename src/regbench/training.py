@@ -1,0 +1,219 @@
+"""One run: build, compile, fit, resume.
+
+A run is a function of code, params, data and seed. After each epoch its state goes into a scratch folder whose
+name is a hash of all four, so that a killed run goes on where it was, and a changed one never resumes by mistake.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from regbench import dataset, regularizers
+from regbench.mobilenet import mobilenet_v2
+
+SCRATCH = Path(".regbench/checkpoints")
+HISTORY = (
+    "epoch",
+    "loss",
+    "cross_entropy",
+    "reg_loss",
+    "accuracy",
+    "val_loss",
+    "val_cross_entropy",
+    "val_accuracy",
+    "seconds",
+    "images_per_second",
+)
+
+
+def build(settings, name, image_shape, num_classes):
+    """The model as it is trained and saved: uint8 images of the stored size in, logits out.
+
+    Args:
+        settings: `params.Params`.
+        name: a key under `reg`.
+        image_shape: stored (height, width, channels); resized to `data.image_size` where it differs.
+        num_classes: number of logits.
+    """
+    size = settings.data.image_size
+    regularizer, head_regularizer = regularizers.build(settings.penalty(name))
+    network = mobilenet_v2(
+        (size, size, image_shape[-1]),
+        num_classes,
+        regularizer=regularizer,
+        head_regularizer=head_regularizer,
+        width=settings.model.width,
+    )
+    images = keras.Input(image_shape, dtype="uint8", name="uint8_image")
+    x = images
+    if tuple(image_shape[:2]) != (size, size):
+        x = keras.layers.Resizing(size, size, name="resize")(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(x)
+    return keras.Model(images, network(x), name=f"regbench_{name}")
+
+
+def train(settings, name, seed, data="data", out=None):
+    """Train one model; write `model.keras` and `history.csv` into `out`.
+
+    Args:
+        settings: `params.Params`.
+        name: a key under `reg`.
+        seed: sets initial weights, order and flips.
+        data: folder that `dataset.prepare` wrote.
+        out: folder of the run, `runs/NAME-SEED` by default.
+    """
+    out = Path(out or f"runs/{name}-{seed}")
+    prepared = dataset.load(data, ("train", "validation"))
+    training, validation = prepared.splits["train"], prepared.splits["validation"]
+    options = settings.train
+    steps = -(-len(training) // options.batch_size)
+
+    keras.utils.set_random_seed(seed)
+    model = build(settings, name, training.images.shape[1:], len(prepared.classes))
+    compile(model, options, steps)
+    checkpoint = Checkpoint(model, SCRATCH / _key(settings, name, seed, prepared))
+    history = checkpoint.restore()
+    recorder = Recorder(f"{name}-{seed}", history, options.epochs, len(training), checkpoint)
+    if len(history) < options.epochs:
+        terminal = os.isatty(1)
+        if terminal:
+            print(f"{name}-{seed}: {options.epochs - len(history)} epochs of {steps} steps", flush=True)
+        model.fit(
+            dataset.training_batches(
+                training,
+                batch_size=options.batch_size,
+                seed=seed,
+                flip=options.flip,
+                first_epoch=len(history),
+                epochs=options.epochs,
+            ),
+            initial_epoch=len(history),
+            epochs=options.epochs,
+            steps_per_epoch=steps,
+            validation_data=dataset.evaluation_batches(validation),
+            callbacks=[recorder],
+            shuffle=False,
+            verbose=1 if terminal else 0,
+        )
+
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / "partial.keras"
+    # The optimizer's state is of no use after the last step, and as large as the weights.
+    keras.saving.save_model(model, beside, include_optimizer=False)
+    beside.replace(out / "model.keras")
+    with open(out / "history.csv.partial", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, HISTORY)
+        writer.writeheader()
+        writer.writerows(history)
+    (out / "history.csv.partial").replace(out / "history.csv")
+    checkpoint.remove()
+
+
+def compile(model, options, steps):
+    """Set a model up as `train:` in params says; `steps` is the number of steps an epoch."""
+    learning_rate = options.learning_rate
+    if options.schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=options.epochs * steps)
+    model.compile(
+        optimizer=keras.optimizers.SGD(learning_rate, momentum=options.momentum),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # Keras's own loss holds the penalty as well, val_loss too.
+        metrics=[
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        ],
+        jit_compile=False,
+    )
+
+
+def reg_loss(model):
+    """The sum of `model.losses`: what the penalties add to the loss with the weights as they are now."""
+    return float(sum(model.losses))
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes a row of history an epoch, says it in a line, and keeps the state to resume from.
+
+    `seconds` and `images_per_second` are of the training steps alone, without validation.
+    """
+
+    def __init__(self, title, history, epochs, images, checkpoint):
+        super().__init__()
+        self.title, self.history, self.epochs, self.images = title, history, epochs, images
+        self.checkpoint = checkpoint
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+        self.seconds = None
+
+    def on_test_begin(self, logs=None):
+        self.seconds = time.perf_counter() - self.started
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {key: float(logs[key]) for key in HISTORY if key in logs}
+        row["epoch"] = epoch + 1
+        row["reg_loss"] = reg_loss(self.model)
+        row["seconds"] = round(self.seconds, 3)
+        row["images_per_second"] = round(self.images / self.seconds, 1)
+        self.history.append({key: row[key] for key in HISTORY})
+        if not os.isatty(1):
+            print(
+                f"{self.title} epoch {epoch + 1}/{self.epochs}: cross-entropy {row['cross_entropy']:.4f}, "
+                f"reg loss {row['reg_loss']:.4f}, accuracy {row['accuracy']:.1%}; "
+                f"validation cross-entropy {row['val_cross_entropy']:.4f}, accuracy {row['val_accuracy']:.1%}; "
+                f"{self.seconds:.1f} s, {row['images_per_second']:.0f} images/s",
+                flush=True,
+            )
+        self.checkpoint.save(self.history)
+
+
+class Checkpoint:
+    """The state after the last whole epoch: weights, optimizer and history in one file."""
+
+    def __init__(self, model, folder):
+        self.model, self.folder = model, Path(folder)
+        self.path = self.folder / "epoch.npz"
+
+    def _variables(self):
+        self.model.optimizer.build(self.model.trainable_variables)
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def save(self, history):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {f"{index:04d}": variable.numpy() for index, variable in enumerate(self._variables())}
+        beside = self.folder / "partial.npz"
+        np.savez(beside, history=json.dumps(history), **arrays)
+        beside.replace(self.path)
+
+    def restore(self):
+        """Load the state if there is one; the history so far."""
+        if not self.path.exists():
+            return []
+        with np.load(self.path, allow_pickle=False) as arrays:
+            for index, variable in enumerate(self._variables()):
+                variable.assign(arrays[f"{index:04d}"])
+            history = json.loads(str(arrays["history"]))
+        print(f"resuming after epoch {len(history)}", flush=True)
+        return history
+
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _key(settings, name, seed, prepared):
+    """A hash of all that a run is a function of."""
+    digest = hashlib.sha256(keras.__version__.encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    chosen = settings.model_dump(mode="json", include={"data", "model", "train"})
+    del chosen["train"]["seeds"]
+    chosen |= {"reg": settings.reg[name], "name": name, "seed": seed, "data_sha256": prepared.info["sha256"]}
+    digest.update(json.dumps(chosen, sort_keys=True).encode())
+    return f"{name}-{seed}-{digest.hexdigest()[:16]}"
