@@ -76,3 +76,60 @@ class BatchNormalization(keras.layers.BatchNormalization):
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, biased)):
             moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
         return outputs
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """3×3 depthwise convolution whose kernel gradient is fast on small maps.
+
+    Equals `keras.layers.DepthwiseConv2D(3)`. TensorFlow's kernel gradient for the CPU costs as much for a map of
+    1×1 as for one of 8×8; at images of 32 pixels, ten of the network's seventeen maps are 2×2 or 1×1. There the
+    gradient is summed tap by tap, without the taps that fall outside the map.
+
+    Args:
+        **kwargs: as for `keras.layers.DepthwiseConv2D`, without `kernel_size`, depth multiplier and dilation.
+
+    Shapes:
+        float [N, H, W, C] → float [N, H', W', C]; the kernel is [3, 3, C, 1].
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(kernel_size=3, **kwargs)
+
+    def call(self, inputs):
+        height, width = inputs.shape[1:3]
+        small = height is not None and width is not None and height * width <= 4
+        if not small or self.strides != (1, 1) or self.padding != "same" or self.use_bias:
+            return super().call(inputs)
+        outputs = _depthwise_small(inputs, tf.cast(self.kernel, inputs.dtype))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def get_config(self):
+        config = super().get_config()
+        for fixed in ("kernel_size", "depth_multiplier", "dilation_rate", "data_format"):
+            del config[fixed]
+        return config
+
+
+@tf.custom_gradient
+def _depthwise_small(inputs, kernel):
+    """Depthwise convolution, stride 1, "same", of [N, H, W, C] with [3, 3, C, 1]."""
+    strides = [1, 1, 1, 1]
+    outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
+    height, width, channels = inputs.shape[1:]
+
+    def gradient(upstream):
+        taps = []
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                if abs(down) >= height or abs(right) >= width:
+                    taps.append(tf.zeros([channels], inputs.dtype))
+                    continue
+                seen = inputs[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+                met = upstream[:, max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
+                taps.append(tf.reduce_sum(seen * met, axis=[0, 1, 2]))
+        kernel_gradient = tf.reshape(tf.stack(taps), kernel.shape)
+        input_gradient = tf.nn.depthwise_conv2d_backprop_input(tf.shape(inputs), kernel, upstream, strides, "SAME")
+        return input_gradient, kernel_gradient
+
+    return outputs, gradient

@@ -5,7 +5,7 @@ M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVP
 
 import keras
 
-from regbench.layers import BatchNormalization, PointwiseConv2D
+from regbench.layers import BatchNormalization, DepthwiseConv2D, PointwiseConv2D
 
 # (output channels, stride) of the 16 bottlenecks; each expands its input sixfold.
 BOTTLENECKS = (
@@ -50,8 +50,7 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
     def depthwise(x, stride, name):
         if stride == 2:
             x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
-        x = keras.layers.DepthwiseConv2D(
-            3,
+        x = DepthwiseConv2D(
             strides=stride,
             padding="valid" if stride == 2 else "same",
             use_bias=False,

@@ -1,0 +1,77 @@
+"""Each layer against the plain Keras layer it stands for: outputs, gradients, moving averages, initial values."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from regbench import layers
+
+CASES = {
+    "pointwise": (lambda **k: layers.PointwiseConv2D(7, **k), lambda **k: keras.layers.Conv2D(7, 1, **k)),
+    "depthwise": (lambda **k: layers.DepthwiseConv2D(**k), lambda **k: keras.layers.DepthwiseConv2D(3, **k)),
+    "batch_norm": (lambda **k: layers.BatchNormalization(**k), lambda **k: keras.layers.BatchNormalization(**k)),
+}
+OPTIONS = [
+    ("pointwise", {"use_bias": False, "kernel_regularizer": "l2"}),
+    ("pointwise", {"use_bias": True, "activation": "relu"}),
+    ("depthwise", {"use_bias": False, "padding": "same", "depthwise_regularizer": "l2"}),
+    ("depthwise", {"use_bias": True, "padding": "same"}),
+    ("depthwise", {"use_bias": False, "padding": "valid", "strides": 2}),
+    ("batch_norm", {}),
+    ("batch_norm", {"momentum": 0.9, "epsilon": 1e-5}),
+]
+SHAPES = [(8, 1, 1, 5), (1, 2, 2, 3), (4, 2, 1, 6), (2, 5, 3, 4), (1, 7, 7, 8), (16, 8, 8, 4)]
+
+
+def observe(layer, inputs, upstream):
+    """Outputs, gradients for input and weights, penalties and updated weights of one training step's call."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+        loss = tf.reduce_sum(outputs * upstream(outputs.shape)) + sum(layer.losses)
+    gradients = tape.gradient(loss, [inputs, *layer.trainable_variables])
+    inference = layer(inputs, training=False)
+    return [outputs, *gradients, *layer.losses, *layer.variables, inference]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
+def test_equals_keras(kind, options, shape):
+    if options.get("padding") == "valid" and min(shape[1:3]) < 3:
+        pytest.skip("a 3×3 window does not fit")
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.normal(2, 3, shape), tf.float32)
+
+    def upstream(shape, rng=np.random.default_rng(1).normal):
+        return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+    observed = []
+    for make in CASES[kind]:
+        keras.utils.set_random_seed(3)
+        layer = make(**options)
+        layer.build(shape)
+        observed.append(observe(layer, inputs, upstream))
+    ours, plain = observed
+    assert len(ours) == len(plain)
+    for a, b in zip(ours, plain, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
+def test_saved_and_loaded(kind, options, tmp_path):
+    model = keras.Sequential([keras.Input((5, 5, 4)), CASES[kind][0](**options)])
+    images = np.random.default_rng(0).normal(size=(3, 5, 5, 4)).astype(np.float32)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(model(images), loaded(images))
+    assert len(loaded.losses) == len(model.losses)
+    assert type(loaded.layers[0]) is type(model.layers[0])
+
+
+def test_batch_of_unknown_size():
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.PointwiseConv2D(2), layers.BatchNormalization()])
+    assert model.output_shape == (None, 4, 4, 2)
+    assert model.predict(np.zeros((5, 4, 4, 3), np.float32), verbose=0).shape == (5, 4, 4, 2)
