@@ -168,7 +168,7 @@ def _take(by_class, count, key, name):
     """Take `count` from the front, the classes in proportion (largest remainders); what was taken, what is left."""
     sizes = np.array([len(members) for members in by_class])
     if count > sizes.sum():
-        raise UserError(f"{key}: {count:,} is more than {name} has left, which is {sizes.sum():,}")
+        raise UserError(f"{key}: {count:,} is not allowed; {name} has {sizes.sum():,} images for it")
     exact = sizes * (count / sizes.sum())
     quota = np.floor(exact).astype(int)
     missing = count - quota.sum()

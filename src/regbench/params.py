@@ -250,6 +250,7 @@ def _nearest(key, known):
 
 def _show(value):
     """A value as it would stand in YAML, cut where it is long."""
+    value = list(value) if isinstance(value, tuple) else value
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     text = repr(value) if isinstance(value, str) else text
     return text if len(text) <= 60 else f"{text[:57]}..."

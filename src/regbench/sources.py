@@ -140,16 +140,16 @@ def _tfds(dataset):
     _quieten(tfds)
     try:
         builder = tfds.builder(dataset)
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError):
+    except (ValueError, RuntimeError, AssertionError) as error:
         if Path(dataset).is_dir():
             return _folder(dataset, Path(dataset))
+        if not isinstance(error, tfds.core.DatasetNotFoundError):
+            raise UserError(f"data.dataset: TFDS can't load {dataset!r}: {_first_line(error)}") from None
         near = difflib.get_close_matches(dataset, tfds.list_builders(with_community_datasets=False), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UserError(
             f"data.dataset: TFDS knows no dataset {dataset!r}{hint} A folder of images is written with a path: ./photos"
         ) from None
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"data.dataset: TFDS can't load {dataset!r}: {_first_line(error)}") from None
 
     if not builder.is_prepared():
         _prepare_tfds(tfds, builder)

