@@ -89,8 +89,7 @@ def test_prepared_folder_is_the_same_again_and_whole(settings, image_folder, cif
     loaded = dataset.load(tmp_path / "a", dataset.SPLITS)
     assert loaded.info == info == json.loads((tmp_path / "a/dataset.json").read_text())
     known = {image.tobytes(): label for image, label in zip(*cifar10_sample, strict=True)}
-    order = [dataset_class for dataset_class in info["classes"]]
-    assert order == sorted(order)
+    assert info["classes"] == sorted(info["classes"])
     for split in loaded.splits.values():
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int64
         assert isinstance(split.images, np.memmap)

@@ -68,7 +68,7 @@ def test_what_params_no_longer_name_is_left_out(runs_of, settings):
 def test_missing_and_damaged_runs_are_named(runs_of, settings, tmp_path):
     options = runs_of(settings())
     (tmp_path / "runs/l1-0/evaluation.json").write_text('{"regularizer": ')
-    with pytest.raises(UserError, match=r"l1-0 is missing or damaged .* dvc repro evaluate@l1-0"):
+    with pytest.raises(UserError, match=r"l1-0 is missing or damaged .*`dvc repro evaluate@l1-0`"):
         summary.read_runs(options)
 
 

@@ -41,17 +41,17 @@ def test_resumed_equals_uninterrupted_and_seeds_differ(prepared, settings, monke
     training.train(options, "l2", 0, out="whole")
     training.train(options, "l2", 1, out="other")
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     save = training.Checkpoint.save
 
     def save_and_die(self, rows):
         save(self, rows)
-        raise Killed
+        raise KilledError
 
     monkeypatch.setattr(training.Checkpoint, "save", save_and_die)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         training.train(options, "l2", 0, out="resumed")
     monkeypatch.setattr(training.Checkpoint, "save", save)
     assert len(list(training.SCRATCH.iterdir())) == 1
