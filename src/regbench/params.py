@@ -86,6 +86,7 @@ class Train(Section):
     batch_size: int = _whole(1, 65_536)
     learning_rate: float = Field(gt=0, le=1000, description="a number above 0, at most 1000")
     schedule: Literal["constant", "cosine"] = Field(description="constant or cosine")
+    warmup_epochs: int = _whole(0, 1000)
     momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     flip: bool = Field(description="true or false")
 

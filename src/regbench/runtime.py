@@ -16,7 +16,7 @@ def start():
     Returns:
         the `tensorflow` module.
     """
-    with _stderr_held(), _hidden("matplotlib", "pandas"):
+    with stderr_held(), _hidden("matplotlib", "pandas"):
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -31,7 +31,7 @@ def start():
 
 def import_tfds():
     """Import TensorFlow Datasets, as quietly."""
-    with _stderr_held():
+    with stderr_held():
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
@@ -52,10 +52,10 @@ def _hidden(*modules):
 
 
 @contextlib.contextmanager
-def _stderr_held():
-    """Keep back what C++ writes to stderr while TensorFlow loads: a dozen lines that concern nobody.
+def stderr_held():
+    """Keep back what C++ writes to stderr, as while TensorFlow loads: a dozen lines that concern nobody.
 
-    No log level silences them, they are written before logging is set up. They are shown if the import fails.
+    No log level silences them, they are written before logging is set up. They are shown if an error follows.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:

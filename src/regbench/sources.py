@@ -254,13 +254,14 @@ def _tfds_source(tfds, dataset, builder):
     def examples(split):
         return builder.as_dataset(split=split, decoders=skip, read_config=read_config, shuffle_files=False)
 
-    labels = {
-        split: np.concatenate(
-            [*examples(split).map(lambda example: example[label_key]).batch(4096).as_numpy_iterator()]
-        ).astype(np.int64)
-        for split in builder.info.splits
-        if builder.info.splits[split].num_examples
-    }
+    with runtime.stderr_held():
+        labels = {
+            split: np.concatenate(
+                [*examples(split).map(lambda example: example[label_key]).batch(4096).as_numpy_iterator()]
+            ).astype(np.int64)
+            for split in builder.info.splits
+            if builder.info.splits[split].num_examples
+        }
     # Hidden labels, as of a contest's test split, are written -1.
     labels = {split: values for split, values in labels.items() if len(values) and values.min() >= 0}
     if not labels:

@@ -118,11 +118,16 @@ def train(settings, name, seed, data="data", out=None):
 
 def compile(model, options, steps):
     """Set a model up as `train:` in params says; `steps` is the number of steps an epoch."""
-    learning_rate = options.learning_rate
-    if options.schedule == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=options.epochs * steps)
+    warmup = min(options.warmup_epochs, options.epochs - 1) * steps
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else options.learning_rate,
+        decay_steps=options.epochs * steps - warmup,
+        alpha=1.0 if options.schedule == "constant" else 0.0,
+        warmup_target=options.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
     model.compile(
-        optimizer=keras.optimizers.SGD(learning_rate, momentum=options.momentum),
+        optimizer=keras.optimizers.SGD(schedule, momentum=options.momentum),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         # Keras's own loss holds the penalty as well, val_loss too.
         metrics=[
