@@ -58,7 +58,7 @@ def test_mapping_spells_a_combination_out(tmp_path):
 @pytest.mark.parametrize(
     ("replaced", "by", "expected"),
     [
-        ("epochs:", "epoch:", ["train.epoch: unknown key; did you mean epochs?", "train.epochs: missing"]),
+        ("  epochs: 1", "  epoch: 1", ["train.epoch: unknown key; did you mean epochs?", "train.epochs: missing"]),
         ("  l2: 0.001", "  l22: 0.001", ["reg.l22: unknown kind of penalty; did you mean l2?"]),
         ("  l2: 0.001", "  l2: -1", ["reg.l2: -1 is not allowed; it should be a number from 0"]),
         ("  l2: 0.001", "  l2: true", ["reg.l2: true is not allowed"]),
