@@ -70,7 +70,7 @@ def test_mapping_spells_a_combination_out(tmp_path):
         ("  none: 0", "  none: 0.1", ["reg.none: 0.1 is not allowed; none is no penalty"]),
         ("image_size: 32", "image_size: 8", ["data.image_size: 8 is not allowed; it should be a whole number from 32"]),
         (
-            "schedule: cosine",
+            "schedule: constant",
             "schedule: cos",
             ["train.schedule: 'cos' is not allowed; it should be constant or cosine"],
         ),

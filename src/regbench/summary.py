@@ -90,12 +90,13 @@ def write(runs):
 
 def table(summary):
     """The summary as a `rich` table, a row a regularizer."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="metrics/summary.json", title_justify="left")
-    table.add_column("regularizer")
-    for heading in ("test acc.", "test c.-e.", "val. acc.", "train acc.", "gap", "reg loss", "near 0", "seeds"):
-        table.add_column(heading, justify="right")
+    table = Table(title="metrics/summary.json", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for heading in ("test acc", "test c-e", "val acc", "train acc", "gap", "reg loss", "near 0", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in summary.items():
         table.add_row(
             name,
@@ -103,7 +104,7 @@ def table(summary):
             f"{row['test_cross_entropy']:.4f}",
             f"{row['validation_accuracy']:.1%}",
             f"{row['train_accuracy']:.1%}",
-            f"{100 * row['generalization_gap']:+.1f} pt",
+            f"{100 * row['generalization_gap']:+.1f}",
             f"{row['reg_loss']:.4f}",
             f"{row['near_zero']:.1%}",
             str(row["seeds"]),
@@ -121,7 +122,9 @@ def show():
         raise UserError(f"{SUMMARY} can't be read ({error}); run `dvc repro`") from None
     console = Console()
     console.print(table(summary))
-    console.print("c.-e.: cross-entropy without penalty; gap: train minus test accuracy", style="dim")
+    console.print(
+        "acc: accuracy; c-e: cross-entropy, without penalty; gap: train minus test accuracy, in points", style="dim"
+    )
     console.print(f"Figures: {', '.join(map(str, sorted(Path('plots').glob('*.png'))))}")
     console.print("All curves on one page: dvc plots show    What changed: dvc metrics diff")
 
