@@ -93,7 +93,14 @@ def table(summary):
     from rich import box
     from rich.table import Table
 
-    table = Table(title="metrics/summary.json", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title="metrics/summary.json",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("", no_wrap=True)
     for heading in ("test acc", "test c-e", "val acc", "train acc", "gap", "reg loss", "near 0", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -122,9 +129,7 @@ def show():
         raise UserError(f"{SUMMARY} can't be read ({error}); run `dvc repro`") from None
     console = Console()
     console.print(table(summary))
-    console.print(
-        "acc: accuracy; c-e: cross-entropy, without penalty; gap: train minus test accuracy, in points", style="dim"
-    )
+    console.print("acc: accuracy; c-e: cross-entropy, without penalty; gap: train − test accuracy", style="dim")
     console.print(f"Figures: {', '.join(map(str, sorted(Path('plots').glob('*.png'))))}")
     console.print("All curves on one page: dvc plots show    What changed: dvc metrics diff")
 
