@@ -19,7 +19,7 @@ setup: $(INSTALLED) ## make .venv with the pinned packages
 # The mark is written last, so a half-done installation is begun again.
 $(INSTALLED): requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: regbench needs Python 3.11, 3.12 or 3.13; none is on the PATH"; exit 1; }
-	@echo "Installing into .venv with $$($(PYTHON) --version); about 2 GB, a minute or two"
+	@echo "Installing into .venv with $$($(PYTHON) --version); about 2 GB, a few minutes"
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) can't make an environment; on Debian: apt install python3-venv"; exit 1; }
 	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
