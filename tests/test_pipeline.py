@@ -75,7 +75,7 @@ def test_a_clone_without_cache_compares_commits(repository, tmp_path):
         assert {(p["regularizer"], p["rev"]) for p in points} == {
             (name, rev) for name in ("none", "l1", "l2") for rev in ("HEAD~1", "workspace")
         }
-        assert chart["encoding"]["strokeDash"]["field"] == "rev"
+        assert chart["layer"][0]["encoding"]["strokeDash"]["field"] == "rev"
         assert chart["encoding"]["color"]["field"] == "regularizer"
 
 
