@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint lock clean
+.PHONY: help setup repro test bench lint lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
@@ -31,6 +31,9 @@ repro: $(INSTALLED) ## run what is out of date, JOBS=n runs side by side, and sh
 
 test: $(INSTALLED) ## run the tests
 	@python -m pytest
+
+bench: $(INSTALLED) ## measure speed and memory beside the article's way; half an hour, on an idle machine
+	@python benchmarks/bench.py
 
 lint: $(INSTALLED) ## check style
 	@ruff check . && ruff format --check .

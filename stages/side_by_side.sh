@@ -4,13 +4,20 @@
 set -uo pipefail
 
 python -m regbench.params || exit 1
-jobs=${JOBS:-$(python -m regbench.runtime)}
+case ${JOBS:-1} in
+    0 | *[!0-9]*) echo "error: JOBS=$JOBS is not allowed; it should be a whole number from 1"; exit 1 ;;
+esac
 python -m dvc repro --quiet prepare || exit 1
 
-if [ "$jobs" -gt 1 ]; then
-    # One line an epoch instead of progress bars, which would overwrite each other: output goes through a pipe.
-    python -m dvc status | sed -nE 's/^(train|evaluate)@(.*):$/\2/p' | awk '!seen[$0]++' |
-        xargs -P "$jobs" -I{} sh -c 'for stage in train evaluate; do python -m dvc repro --quiet --single-item "$stage@{}" || exit 1; done' 2>&1 | cat ||
+runs=$(python -m dvc status | sed -nE 's/^(train|evaluate)@(.*):$/\2/p' | awk '!seen[$0]++')
+count=$(grep -c . <<<"$runs")
+jobs=${JOBS:-$(python -m regbench.runtime "$count")}
+if [ "$jobs" -gt 1 ] && [ "$count" -gt 1 ]; then
+    echo "$count runs, $jobs at a time"
+    # Each line of output begins with the run it is from. Through the pipe come lines instead of progress bars.
+    export LINE='index($0, run) != 1 { $0 = run ": " $0 } { print; fflush() }'
+    xargs -P "$jobs" -I{} bash -o pipefail -c \
+        'python -m dvc repro --quiet --single-item train@{} evaluate@{} 2>&1 | awk -v run={} "$LINE"' <<<"$runs" ||
         { echo "error: some runs failed, as said above; the others are done"; exit 1; }
 fi
 python -m dvc repro --quiet

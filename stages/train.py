@@ -19,7 +19,7 @@ def main():
     # TensorFlow loads from here on: mistakes in params have been told by now.
     from regbench import runtime
 
-    runtime.start()
+    runtime.start(deterministic=not settings.train.jit)
     from regbench import training
 
     training.train(settings, arguments.reg, arguments.seed)

@@ -7,10 +7,23 @@ import tensorflow as tf
 
 from regbench import layers
 
+
+def plain_expand(momentum=0.99, epsilon=1e-3, **options):
+    """What `ExpandConv2D` stands for."""
+    return keras.Sequential(
+        [
+            keras.layers.Conv2D(7, 1, use_bias=False, **options),
+            keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon),
+            keras.layers.ReLU(6),
+        ]
+    )
+
+
 CASES = {
     "pointwise": (lambda **k: layers.PointwiseConv2D(7, **k), lambda **k: keras.layers.Conv2D(7, 1, **k)),
     "depthwise": (lambda **k: layers.DepthwiseConv2D(**k), lambda **k: keras.layers.DepthwiseConv2D(3, **k)),
     "batch_norm": (lambda **k: layers.BatchNormalization(**k), lambda **k: keras.layers.BatchNormalization(**k)),
+    "expand": (lambda **k: layers.ExpandConv2D(7, **k), lambda **k: plain_expand(**k)),
 }
 OPTIONS = [
     ("pointwise", {"use_bias": False, "kernel_regularizer": "l2"}),
@@ -18,10 +31,13 @@ OPTIONS = [
     ("depthwise", {"use_bias": False, "padding": "same", "depthwise_regularizer": "l2"}),
     ("depthwise", {"use_bias": True, "padding": "same"}),
     ("depthwise", {"use_bias": False, "padding": "valid", "strides": 2}),
+    ("depthwise", {"use_bias": False, "padding": "same", "strides": 2, "activation": "relu"}),
     ("batch_norm", {}),
     ("batch_norm", {"momentum": 0.9, "epsilon": 1e-5}),
+    ("expand", {"kernel_regularizer": "l1"}),
+    ("expand", {"momentum": 0.9, "epsilon": 1e-5}),
 ]
-SHAPES = [(8, 1, 1, 5), (1, 2, 2, 3), (4, 2, 1, 6), (2, 5, 3, 4), (1, 7, 7, 8), (16, 8, 8, 4)]
+SHAPES = [(1, 1, 1, 3), (8, 1, 1, 5), (1, 2, 2, 3), (4, 2, 1, 6), (2, 5, 3, 4), (1, 7, 7, 8), (16, 8, 8, 4)]
 
 
 def observe(layer, inputs, upstream):
@@ -58,6 +74,44 @@ def test_equals_keras(kind, options, shape):
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 4), (2, 2, 2, 8), (3, 1, 1, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["pointwise", "depthwise", "expand"])
+def test_the_same_mathematics_in_double_precision(kind, shape):
+    """Rounding apart, nothing is left: the other way of computing is not an approximation."""
+    inputs = tf.constant(np.random.default_rng(0).normal(2, 3, shape))
+    observed = []
+    for make in CASES[kind]:
+        keras.config.set_dtype_policy("float64")
+        try:
+            keras.utils.set_random_seed(3)
+            layer = make(padding="same") if kind == "depthwise" else make()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        layer.build(shape)
+        observed.append(observe(layer, inputs, lambda shape: np.random.default_rng(1).normal(size=shape)))
+    for a, b in zip(*observed, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-10)
+
+
+def test_expansion_is_as_exact_as_keras():
+    """Inputs far from 0 and nearly constant, where E[x²] − E[x]² would have no digit left."""
+    shape = (8, 8, 8, 4)
+    inputs = tf.constant(np.random.default_rng(0).normal(1000, 0.1, shape), tf.float32)
+    ours, plain = CASES["expand"]
+    outputs = []
+    for policy, make in (("float32", ours), ("float32", plain), ("float64", plain)):
+        keras.config.set_dtype_policy(policy)
+        try:
+            keras.utils.set_random_seed(3)
+            layer = make()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        layer.build(shape)
+        outputs.append(np.asarray(layer(tf.cast(inputs, policy), training=True), np.float64))
+    ours_off, plain_off = (np.abs(output - outputs[2]).max() for output in outputs[:2])
+    assert 0 < ours_off < 2 * plain_off
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)

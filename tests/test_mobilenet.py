@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from regbench import params, regularizers
+from regbench import regularizers
 from regbench.mobilenet import mobilenet_v2
 
 
@@ -60,12 +60,36 @@ def test_the_articles_penalties(settings, name, penalised, initial):
         assert float(sum(model.losses)) == pytest.approx(0.001 * sum((w**2).sum() for w in weights), rel=1e-5)
 
 
-def test_a_combination_is_the_sum_of_its_parts():
-    penalty = params.Penalty("elastic", (("l1", 1e-5), ("l2", 1e-4)), head=False)
-    regularizer, head_regularizer = regularizers.build(penalty)
-    weight = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
-    expected = 1e-5 * np.abs(weight).sum() + 1e-4 * (weight**2).sum()
-    assert float(regularizer(weight)) == pytest.approx(expected, rel=1e-6)
-    assert head_regularizer is None
-    copy = keras.regularizers.deserialize(keras.regularizers.serialize(regularizer))
-    assert float(copy(weight)) == pytest.approx(expected, rel=1e-6)
+@pytest.fixture
+def double_precision():
+    for precision in ("float64", "float32"):
+        keras.config.set_floatx(precision)
+        keras.config.set_dtype_policy(precision)
+        if precision == "float64":
+            yield
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("size", [32, 41])
+def test_equals_the_articles_network_in_training(size, cifar10_sample):
+    """From the same seed the same initial weights, and in double precision the same weights after two steps."""
+    import article
+
+    images, labels = (part[::10] for part in cifar10_sample)
+    images = keras.ops.image.resize(images.astype(np.float64), (size, size)) / 127.5 - 1
+    trained = []
+    for network in (mobilenet_v2, article.network):
+        keras.utils.set_random_seed(7)
+        model = network((size, size, 3), 10, regularizer=keras.regularizers.L2(0.001))
+        initial = model.get_weights()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.05), loss)
+        model.fit(images, labels, batch_size=20, epochs=1, shuffle=False, verbose=0)
+        trained.append((initial, model.get_weights()))
+    (our_initial, ours), (their_initial, theirs) = trained
+    for a, b in zip(our_initial, their_initial, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(weight.dtype == np.float64 for weight in ours)
+    for a, b, initial in zip(ours, theirs, their_initial, strict=True):
+        assert (b != initial).any()
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)

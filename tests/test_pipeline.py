@@ -117,6 +117,26 @@ def test_one_more_seed_trains_that_seed_only(repository):
     assert {row["seeds"] for row in summary(repository).values()} == {2}
 
 
+def test_a_failing_run_does_not_stop_the_others(repository):
+    script = repository.read("stages/train.py")
+    broken = script.replace(
+        "    settings = params.load()\n", "    settings = params.load()\n    assert sys.argv[1] != 'l2'\n"
+    )
+    assert broken != script
+    (repository.folder / "stages/train.py").write_text(broken)
+    side_by_side = ("bash", "stages/side_by_side.sh")
+    output = repository.run("env", "PYTHONPATH=src", "JOBS=2", *side_by_side, check=False)
+    assert repository.returncode == 1
+    assert "l2-0: " in output and "error: some runs failed" in output
+    assert all(f"none-{seed} epoch 1/1" in output for seed in (0, 1))
+    status = repository.dvc("status")
+    assert "train@l2-0:" in status and "train@none-0:" not in status and "train@none-1:" not in status
+    (repository.folder / "stages/train.py").write_text(script)
+    repository.dvc("repro")
+    output = repository.run("env", "PYTHONPATH=src", "JOBS=two", *side_by_side, check=False)
+    assert "error: JOBS=two is not allowed" in output
+
+
 def test_bad_params_are_told_before_anything_runs(repository):
     text = repository.read("params.yaml")
     (repository.folder / "params.yaml").write_text(text.replace("  epochs: 1", "  epoch: 1"))

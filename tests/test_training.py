@@ -1,11 +1,15 @@
 """One run: what is recorded, the same bits again, also when it was cut off and resumed."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from regbench import dataset, evaluation, sources, training
 
@@ -133,3 +137,83 @@ def test_score_against_the_formula():
     assert summary["cross_entropy"] == pytest.approx((-np.log(p[1]) + 1000) / 2)
     assert rows[0][:3] == (0, 1, 1)
     assert rows[0][3] == pytest.approx(p[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_keras(momentum):
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=(4, 3)).astype(np.float32) for _ in range(5)]
+    updated = []
+    for kind in (training.SGD, keras.optimizers.SGD):
+        weight = keras.Variable(np.ones((4, 3), np.float32))
+        optimizer = kind(0.1, momentum=momentum)
+        for gradient in gradients:
+            optimizer.apply_gradients([(tf.constant(gradient), weight)])
+        updated.append(weight.numpy())
+    np.testing.assert_allclose(*updated, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "cooldown", "expected"),
+    [
+        ("constant", 0, 0, [2, 2, 2, 2, 2, 2, 2, 2]),
+        ("constant", 1, 0, [1, 2, 2, 2, 2, 2, 2, 2]),
+        ("constant", 1, 2, [1, 2, 2, 2, 2, 1.5, 1, 0.5]),
+        ("cosine", 0, 0, [1 + np.cos(np.pi * step / 8) for step in range(8)]),
+        ("cosine", 1, 0, [1, 2, *(1 + np.cos(np.pi * step / 6) for step in range(6))]),
+    ],
+)
+def test_learning_rate(settings, schedule, warmup, cooldown, expected):
+    """Four epochs of two steps, at a peak of 2."""
+    chosen = {"schedule": schedule, "warmup_epochs": warmup, "cooldown_epochs": cooldown}
+    options = settings(**{f"train.{key}": value for key, value in chosen.items()}).train
+    rate = training.LearningRate(options.model_copy(update={"learning_rate": 2.0, "epochs": 4}), steps=2)
+    assert [float(rate(step)) for step in range(8)] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_keeps_logits_and_penalties_whole(prepared, settings, precision):
+    options = settings(**{"train.precision": precision, "data.train_images": 100, "model.width": 0.35})
+    training.train(options, "l2", 0, out="half")
+    model = keras.saving.load_model(prepared / "half/model.keras")
+    assert model.output.dtype == "float32"
+    assert {loss.dtype for loss in model.losses} == {tf.float32}
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert model.get_layer("mobilenet_v2").get_layer("block3_expand").compute_dtype == precision
+    assert np.isfinite(history(prepared / "half")[-1]["val_cross_entropy"])
+
+
+def test_two_devices_train_as_one():
+    """Two logical CPUs against one: the same losses for a network without batch statistics, in a process each."""
+    script = """
+import sys
+import numpy as np, tensorflow as tf, keras
+from regbench import regularizers, runtime, training
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+keras.utils.set_random_seed(0)
+with runtime.strategy(sys.argv[1:]).scope():
+    model = keras.Sequential([
+        keras.layers.Flatten(), keras.layers.Dense(16, activation="relu", kernel_regularizer=regularizers.L2(0.01)),
+        keras.layers.Dense(10, kernel_regularizer=regularizers.L1(0.01)),
+    ])
+    model.compile(training.SGD(0.1, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+rng = np.random.default_rng(0)
+images, labels = rng.normal(size=(64, 4, 4, 3)).astype("float32"), rng.integers(0, 10, 64)
+history = model.fit(images, labels, batch_size=16, epochs=3, shuffle=False, verbose=0).history
+print(history["loss"], model.distribute_strategy.num_replicas_in_sync)
+"""
+    losses = []
+    for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *devices],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        *numbers, replicas = done.stdout.split()
+        assert int(replicas) == len(devices)
+        losses.append([float(number.strip("[],")) for number in numbers])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -52,39 +52,45 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis of [N, H, W, C], by TensorFlow's fused operation.
 
     Equals `keras.layers.BatchNormalization()`, moving averages included. Keras composes it of some ten
-    elementwise operations; the fused one reads the batch twice forward and twice backward. It returns the
-    unbiased variance, n / (n - 1) times the one it normalizes with; Keras averages the biased one, and so do we.
+    elementwise operations; the fused one reads the batch twice forward and twice backward, and updates the
+    averages as well. Its variance is the unbiased one, n / (n - 1) times what Keras averages; a moving variance
+    that is scaled before and after makes up for it.
 
     Args:
         **kwargs: as for `keras.layers.BatchNormalization`, with `axis=-1`, `center` and `scale` as by default.
     """
 
     def call(self, inputs, training=None, mask=None):
-        if not training or not self.trainable or inputs.shape.rank != 4:
+        # The fused operation knows neither double precision nor several replicas' common statistics.
+        if inputs.shape.rank != 4 or inputs.dtype == tf.float64 or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
+        training = bool(training) and self.trainable
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+        unbiased = count / tf.maximum(count - 1.0, 1.0) if training else 1.0
         outputs, mean, variance, _, _, _ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma,
             offset=self.beta,
-            mean=[],
-            variance=[],
+            mean=self.moving_mean,
+            variance=self.moving_variance * unbiased,
             epsilon=self.epsilon,
-            is_training=True,
+            exponential_avg_factor=1.0 - self.momentum,
+            is_training=training,
         )
-        count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
-        biased = variance * (tf.maximum(count - 1.0, 1.0) / count)
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+        if training:
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance / unbiased)
         return outputs
 
 
 @keras.saving.register_keras_serializable(package="regbench")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """3×3 depthwise convolution whose kernel gradient is fast on small maps.
+    """3×3 depthwise convolution that is fast on small maps.
 
-    Equals `keras.layers.DepthwiseConv2D(3)`. TensorFlow's kernel gradient for the CPU costs as much for a map of
-    1×1 as for one of 8×8; at images of 32 pixels, ten of the network's seventeen maps are 2×2 or 1×1. There the
-    gradient is summed tap by tap, without the taps that fall outside the map.
+    Equals `keras.layers.DepthwiseConv2D(3)`. TensorFlow's kernel gradient for "same" padding on a CPU costs as
+    much for a map of 1×1 as for one of 8×8; at images of 32 pixels, ten of the network's seventeen maps are 2×2
+    or 1×1. With the same padding given in numbers it takes another way, and a map of 1×1 meets the kernel's
+    centre only.
 
     Args:
         **kwargs: as for `keras.layers.DepthwiseConv2D`, without `kernel_size`, depth multiplier and dilation.
@@ -99,9 +105,17 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def call(self, inputs):
         height, width = inputs.shape[1:3]
         small = height is not None and width is not None and height * width <= 4
-        if not small or self.strides != (1, 1) or self.padding != "same" or self.use_bias:
+        if not small or self.padding != "same" or self.strides not in ((1, 1), (2, 2)):
             return super().call(inputs)
-        outputs = _depthwise_small(inputs, tf.cast(self.kernel, inputs.dtype))
+        stride = self.strides[0]
+        kernel = tf.cast(self.kernel, inputs.dtype)
+        if height == width == 1:
+            outputs = inputs * kernel[1, 1, :, 0]
+        else:
+            padding = [[0, 0], _same_padding(height, stride), _same_padding(width, stride), [0, 0]]
+            outputs = tf.nn.depthwise_conv2d(inputs, kernel, [1, stride, stride, 1], padding)
+        if self.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.cast(self.bias, inputs.dtype))
         return outputs if self.activation is None else self.activation(outputs)
 
     def get_config(self):
@@ -111,25 +125,102 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return config
 
 
+def _same_padding(side, stride):
+    """[before, after]: what "same" stands for, with a window of 3."""
+    total = max((-(-side // stride) - 1) * stride + 3 - side, 0)
+    return [total // 2, total - total // 2]
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class ExpandConv2D(PointwiseConv2D):
+    """The expansion of a bottleneck in one layer: 1×1 convolution, batch normalization, ReLU6.
+
+    Equals `keras.layers.Conv2D(filters, 1, use_bias=False)`, `BatchNormalization()` and `ReLU(6)` one after the
+    other. An expansion has few inputs X [n, C] and many outputs Y = X·W [n, F], and batch normalization is linear
+    in Y but for its statistics, which follow from those of X:
+
+        mean(Y) = mean(X)·W        var(Y) = diag(Wᵀ·cov(X)·W)
+
+    So Y is never read to be normalized: gamma / √(var + epsilon) scales W before the product. Backward it is the
+    same: with P = Xᵀ·dZ, Σ dZ·Y = diag(Wᵀ·P), and both gradients follow from P, cov(X) and W. Besides products of
+    matrices, the large maps are passed over once forward, by ReLU6, and twice backward. X is centred first, so
+    nothing is lost to cancellation.
+
+    That pays while a map has many more pixels than channels; else the three steps are done one by one.
+
+    Args:
+        filters: number of output channels.
+        momentum: of the moving averages.
+        epsilon: added to the variance.
+        **kwargs: as for `PointwiseConv2D`, without `use_bias` and `activation`.
+
+    Shapes:
+        float [N, H, W, C] → float [N, H, W, filters], from 0 to 6.
+    """
+
+    def __init__(self, filters, momentum=0.99, epsilon=1e-3, **kwargs):
+        super().__init__(filters, use_bias=False, **kwargs)
+        self.normalization = BatchNormalization(
+            momentum=momentum, epsilon=epsilon, dtype=self.dtype_policy, name=f"{self.name}_bn"
+        )
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.normalization.build((*input_shape[:-1], self.filters))
+
+    def call(self, inputs, training=None):
+        norm = self.normalization
+        height, width, channels = inputs.shape[1:]
+        # The extra products cost in proportion to channels², what they save in proportion to pixels.
+        pays = height is not None and width is not None and 4 * height * width > channels
+        if not pays or self.compute_dtype not in ("float32", "float64"):
+            return tf.nn.relu6(norm(super().call(inputs), training=training))
+        matrix = tf.reshape(inputs, [-1, channels])
+        kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
+        if training and norm.trainable:
+            gamma, beta = tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
+            outputs, mean, variance = _expand(matrix, kernel, gamma, beta, tf.constant(norm.epsilon, matrix.dtype))
+            for moving, batch in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+                moving.assign(moving * norm.momentum + batch * (1.0 - norm.momentum))
+        else:
+            scale = norm.gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+            outputs = tf.nn.bias_add(tf.matmul(matrix, kernel * scale), norm.beta - norm.moving_mean * scale)
+            outputs = tf.nn.relu6(outputs)
+        return tf.reshape(outputs, [-1, height, width, self.filters])
+
+    def get_config(self):
+        config = super().get_config()
+        for fixed in ("use_bias", "activation", "bias_initializer", "bias_regularizer", "bias_constraint"):
+            del config[fixed]
+        return config | {"momentum": self.normalization.momentum, "epsilon": self.normalization.epsilon}
+
+
 @tf.custom_gradient
-def _depthwise_small(inputs, kernel):
-    """Depthwise convolution, stride 1, "same", of [N, H, W, C] with [3, 3, C, 1]."""
-    strides = [1, 1, 1, 1]
-    outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
-    height, width, channels = inputs.shape[1:]
+def _expand(x, kernel, gamma, beta, epsilon):
+    """ReLU6 of the batch-normalized x·kernel, [n, C]·[C, F] → [n, F]; mean [F] and variance [F] of the product."""
+    count = tf.cast(tf.shape(x)[0], x.dtype)
+    mean = tf.reduce_mean(x, axis=0)
+    centred = x - mean
+    # cov(X)·W, [C, F]
+    moments = tf.matmul(tf.matmul(centred, centred, transpose_a=True) / count, kernel)
+    variance = tf.reduce_sum(kernel * moments, axis=0)
+    inverse = tf.math.rsqrt(variance + epsilon)
+    scaled = kernel * (gamma * inverse)
+    outputs = tf.nn.relu6(tf.nn.bias_add(tf.matmul(centred, scaled), beta))
 
-    def gradient(upstream):
-        taps = []
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                if abs(down) >= height or abs(right) >= width:
-                    taps.append(tf.zeros([channels], inputs.dtype))
-                    continue
-                seen = inputs[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-                met = upstream[:, max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
-                taps.append(tf.reduce_sum(seen * met, axis=[0, 1, 2]))
-        kernel_gradient = tf.reshape(tf.stack(taps), kernel.shape)
-        input_gradient = tf.nn.depthwise_conv2d_backprop_input(tf.shape(inputs), kernel, upstream, strides, "SAME")
-        return input_gradient, kernel_gradient
+    def gradient(upstream, *_):
+        """Of x, kernel, gamma and beta; the statistics only feed moving averages, which have none."""
+        upstream = tf.raw_ops.Relu6Grad(gradients=upstream, features=outputs)
+        product = tf.matmul(centred, upstream, transpose_a=True)
+        d_beta = tf.raw_ops.BiasAddGrad(out_backprop=upstream)
+        d_gamma = tf.reduce_sum(kernel * product, axis=0) * inverse
+        scale = gamma * inverse
+        d_kernel = scale * (product - moments * (inverse * d_gamma))
+        d_x = (
+            tf.matmul(upstream, scaled, transpose_b=True)
+            - tf.matmul(centred, tf.matmul(kernel * (scale * inverse * d_gamma / count), kernel, transpose_b=True))
+            - tf.linalg.matvec(kernel, scale * d_beta / count)
+        )
+        return d_x, d_kernel, d_gamma, d_beta, None
 
-    return outputs, gradient
+    return (outputs, tf.linalg.matvec(kernel, mean, transpose_a=True), variance), gradient

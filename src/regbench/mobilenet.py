@@ -5,7 +5,7 @@ M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVP
 
 import keras
 
-from regbench.layers import BatchNormalization, DepthwiseConv2D, PointwiseConv2D
+from regbench.layers import BatchNormalization, DepthwiseConv2D, ExpandConv2D, PointwiseConv2D
 
 # (output channels, stride) of the 16 bottlenecks; each expands its input sixfold.
 BOTTLENECKS = (
@@ -18,7 +18,9 @@ BOTTLENECKS = (
 )  # fmt: skip
 
 
-def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer=None, width=1.0):
+def mobilenet_v2(
+    input_shape, num_classes, *, regularizer=None, head_regularizer=None, width=1.0, batch_norm_momentum=0.99
+):
     """Build the network: floats in, logits out.
 
     No convolution has a bias; each is followed by batch normalization. With equal weights its inference equals
@@ -30,6 +32,7 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
         num_classes: number of logits.
         regularizer: `keras.Regularizer` of every convolution kernel, depthwise ones included, or None.
         head_regularizer: `keras.Regularizer` of the kernel and the bias of the final Dense layer, or None.
+        batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
         width: multiplier of every layer's channels, rounded to a multiple of 8; 1.0 is the article's.
 
     Returns:
@@ -38,7 +41,7 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
     """
 
     def normalize(x, name):
-        return BatchNormalization(name=f"{name}_bn")(x)
+        return BatchNormalization(momentum=batch_norm_momentum, name=f"{name}_bn")(x)
 
     def activate(x, name):
         return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
@@ -47,12 +50,18 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
         x = PointwiseConv2D(filters, use_bias=False, kernel_regularizer=regularizer, name=name)(x)
         return normalize(x, name)
 
+    def expand(x, filters, name):
+        return ExpandConv2D(filters, momentum=batch_norm_momentum, kernel_regularizer=regularizer, name=name)(x)
+
     def depthwise(x, stride, name):
-        if stride == 2:
+        # The article pads bottom and right by 1 and takes "valid" at stride 2: just what "same" does on an even map.
+        padding = "same"
+        if stride == 2 and any(side % 2 for side in x.shape[1:3]):
             x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
+            padding = "valid"
         x = DepthwiseConv2D(
             strides=stride,
-            padding="valid" if stride == 2 else "same",
+            padding=padding,
             use_bias=False,
             depthwise_regularizer=regularizer,
             name=name,
@@ -72,7 +81,7 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
 
     for index, (filters, stride) in enumerate(BOTTLENECKS, start=1):
         name, shortcut = f"block{index}", x
-        x = activate(pointwise(x, 6 * channels, f"{name}_expand"), f"{name}_expand")
+        x = expand(x, 6 * channels, f"{name}_expand")
         x = depthwise(x, stride, f"{name}_depthwise")
         filters = _scaled(filters, width)
         x = pointwise(x, filters, f"{name}_project")
@@ -81,13 +90,13 @@ def mobilenet_v2(input_shape, num_classes, *, regularizer=None, head_regularizer
         channels = filters
 
     # As in the paper and keras.applications, the last layer never shrinks below 1280.
-    x = activate(pointwise(x, _scaled(1280, max(width, 1.0)), "top"), "top")
+    x = expand(x, _scaled(1280, max(width, 1.0)), "top")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     logits = keras.layers.Dense(
         num_classes,
         kernel_regularizer=head_regularizer,
         bias_regularizer=head_regularizer,
-        dtype="float32",
+        dtype=keras.config.floatx(),  # float32, also where the other layers compute in half precision
         name="head",
     )(x)
     return keras.Model(inputs, logits, name="mobilenet_v2")

@@ -71,6 +71,7 @@ class Model(Section):
     """The network's shape, and where penalties apply."""
 
     width: float = Field(ge=0.1, le=4, description="a number from 0.1 to 4")
+    batch_norm_momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     regularize_head: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         description="a list of keys under reg, such as [l2]"
     )
@@ -87,8 +88,11 @@ class Train(Section):
     learning_rate: float = Field(gt=0, le=1000, description="a number above 0, at most 1000")
     schedule: Literal["constant", "cosine"] = Field(description="constant or cosine")
     warmup_epochs: int = _whole(0, 1000)
+    cooldown_epochs: int = _whole(0, 1000)
     momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     flip: bool = Field(description="true or false")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(description="float32, bfloat16 or float16")
+    jit: bool = Field(description="true or false")
 
 
 class Evaluate(Section):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from regbench import dataset, regularizers
+from regbench import dataset, regularizers, runtime
 from regbench.mobilenet import mobilenet_v2
 
 SCRATCH = Path(".regbench/checkpoints")
@@ -50,6 +51,7 @@ def build(settings, name, image_shape, num_classes):
         regularizer=regularizer,
         head_regularizer=head_regularizer,
         width=settings.model.width,
+        batch_norm_momentum=settings.model.batch_norm_momentum,
     )
     images = keras.Input(image_shape, dtype="uint8", name="uint8_image")
     x = images
@@ -76,8 +78,11 @@ def train(settings, name, seed, data="data", out=None):
     steps = -(-len(training) // options.batch_size)
 
     keras.utils.set_random_seed(seed)
-    model = build(settings, name, training.images.shape[1:], len(prepared.classes))
-    compile(model, options, steps)
+    # Layers are made under the policy and keep it, in the saved model too. Variables are float32 in each.
+    keras.config.set_dtype_policy("float32" if options.precision == "float32" else f"mixed_{options.precision}")
+    with runtime.strategy().scope():
+        model = build(settings, name, training.images.shape[1:], len(prepared.classes))
+        compile(model, options, steps)
     checkpoint = Checkpoint(model, SCRATCH / _key(settings, name, seed, prepared))
     history = checkpoint.restore()
     recorder = Recorder(f"{name}-{seed}", history, options.epochs, len(training), checkpoint)
@@ -105,8 +110,8 @@ def train(settings, name, seed, data="data", out=None):
 
     out.mkdir(parents=True, exist_ok=True)
     beside = out / "partial.keras"
-    # The optimizer's state is of no use after the last step, and as large as the weights.
-    keras.saving.save_model(model, beside, include_optimizer=False)
+    # Without loss and optimizer, which are of no use after the last step.
+    keras.saving.save_model(keras.Model(model.input, model.output, name=model.name), beside)
     beside.replace(out / "model.keras")
     with open(out / "history.csv.partial", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY)
@@ -118,24 +123,67 @@ def train(settings, name, seed, data="data", out=None):
 
 def compile(model, options, steps):
     """Set a model up as `train:` in params says; `steps` is the number of steps an epoch."""
-    warmup = min(options.warmup_epochs, options.epochs - 1) * steps
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else options.learning_rate,
-        decay_steps=options.epochs * steps - warmup,
-        alpha=1.0 if options.schedule == "constant" else 0.0,
-        warmup_target=options.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
     model.compile(
-        optimizer=keras.optimizers.SGD(schedule, momentum=options.momentum),
+        optimizer=SGD(LearningRate(options, steps), momentum=options.momentum),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         # Keras's own loss holds the penalty as well, val_loss too.
         metrics=[
             keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
             keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
         ],
-        jit_compile=False,
+        jit_compile=options.jit,
     )
+
+
+class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises over the warm-up, stays constant or follows a cosine to 0, and falls to 0 over the cool-down.
+
+    Where two of them meet, the lower one counts.
+
+    Args:
+        options: `params.Train`.
+        steps: number of steps an epoch.
+    """
+
+    def __init__(self, options, steps):
+        self.peak = options.learning_rate
+        self.cosine = options.schedule == "cosine"
+        self.total = options.epochs * steps
+        self.warmup = options.warmup_epochs * steps
+        self.cooldown = options.cooldown_epochs * steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        share = tf.ones([])
+        if self.cosine:
+            share = 0.5 * (1.0 + tf.cos(np.pi * (step - self.warmup) / max(1, self.total - self.warmup)))
+        if self.warmup:
+            share = tf.where(step < self.warmup, (step + 1.0) / self.warmup, share)
+        if self.cooldown:
+            share = tf.minimum(share, (self.total - step) / self.cooldown)
+        return self.peak * share
+
+    def get_config(self):
+        return {key: getattr(self, key) for key in ("peak", "cosine", "total", "warmup", "cooldown")}
+
+
+class SGD(keras.optimizers.SGD):
+    """`keras.optimizers.SGD` without Nesterov's momentum, each weight updated by one operation instead of several."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = tf.cast(learning_rate, variable.dtype)
+        gradient = tf.cast(gradient, variable.dtype)
+        if self.momentum:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.handle,
+                accum=velocity.value.handle,
+                lr=rate,
+                grad=gradient,
+                momentum=tf.cast(self.momentum, variable.dtype),
+            )
+        else:
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
 def reg_loss(model):

@@ -1,0 +1,274 @@
+"""One measurement in a process of its own; prints JSON. `benchmarks/bench.py` calls it.
+
+python benchmarks/measure.py article|regbench|pytorch DATA SIZE BATCH TRAIN VALIDATION [EPOCHS]
+python benchmarks/measure.py pipeline|recording|limit DATA SIZE BATCH TRAIN VALIDATION
+"""
+
+import collections
+import contextlib
+import itertools
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+STARTED = float(os.environ.get("STARTED", time.time()))
+NAME = "l2"
+
+
+def settings(size, batch, epochs):
+    """The committed params at another size; two epochs, of which the second counts."""
+    from regbench import params
+
+    loaded = params.load(ROOT / "params.yaml")
+    train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs})
+    data = loaded.data.model_copy(update={"image_size": size})
+    return loaded.model_copy(update={"train": train, "data": data})
+
+
+def timed(callback):
+    """A Keras callback class derived from `callback` that notes the time of each step and epoch."""
+
+    class Timed(callback):
+        first_step = None
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.steps, self.epoch_begun = [], time.perf_counter()
+            super().on_epoch_begin(epoch, logs)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps.append(time.perf_counter())
+            if Timed.first_step is None:
+                Timed.first_step = time.time() - STARTED
+
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            Timed.epoch_seconds = time.perf_counter() - self.epoch_begun
+            Timed.step_ms = 1000 * median_step(self.steps)
+
+    return Timed
+
+
+def result(times):
+    return {
+        "step_ms": times.step_ms,
+        "epoch_seconds": times.epoch_seconds,
+        "first_step_seconds": times.first_step,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def article_way(data, size, batch, train, validation, epochs=2):
+    import article
+    import keras
+
+    times = timed(keras.callbacks.Callback)
+    options = {"train_images": train, "validation_images": validation}
+    article.fit(settings(size, batch, epochs), NAME, 0, data, [times()], **options)
+    return result(times)
+
+
+def regbench_way(data, size, batch, train, validation, epochs=2):
+    from regbench import runtime
+
+    runtime.start()
+    from regbench import dataset, training
+
+    limit(dataset, train, validation)
+    training.Recorder = times = timed(training.Recorder)
+    with tempfile.TemporaryDirectory() as folder:
+        training.SCRATCH = Path(folder) / "checkpoints"
+        training.train(settings(size, batch, epochs), NAME, 0, data, folder)
+    return result(times)
+
+
+def limit(dataset, train, validation):
+    """Let `dataset.load` give the first images only."""
+    load, sizes = dataset.load, {"train": train, "validation": validation}
+
+    def load_some(folder, splits):
+        loaded = load(folder, splits)
+        for split in splits:
+            whole = loaded.splits[split]
+            loaded.splits[split] = dataset.Split(whole.images[: sizes[split]], whole.labels[: sizes[split]])
+        return loaded
+
+    dataset.load = load_some
+
+
+def pytorch(data, size, batch, train, validation):
+    import numpy as np
+    import torch_network
+
+    images, labels = (np.load(Path(data) / f"train/{part}.npy", mmap_mode="r") for part in ("images", "labels"))
+    images, labels = np.array(images[: batch * 8]), np.array(labels[: batch * 8])
+    if images.shape[1] != size:
+        images = images.repeat(-(-size // images.shape[1]), 1).repeat(-(-size // images.shape[2]), 2)
+        images = images[:, :size, :size]
+    times = [time.perf_counter()]
+    for _ in torch_network.steps(images, labels, batch, min(60, train // batch), 0.001):
+        times.append(time.perf_counter())
+    return {"step_ms": 1000 * median_step(times[4:])}
+
+
+def pipeline(data, size, batch, train, validation):
+    """Images a second of reading, ordering and flipping alone."""
+    from regbench import runtime
+
+    runtime.start()
+    from regbench import dataset
+
+    limit(dataset, train, validation)
+    split = dataset.load(data, ("train",)).splits["train"]
+    rates = []
+    for epoch in range(5):
+        started = time.perf_counter()
+        batches = dataset.training_batches(
+            split, batch_size=batch, seed=0, flip=True, first_epoch=epoch, epochs=epoch + 1
+        )
+        images = sum(len(labels) for _, labels in batches)
+        rates.append(images / (time.perf_counter() - started))
+    return {"images_per_second": round(statistics.median(rates)), "n": len(rates)}
+
+
+def recording(data, size, batch, train, validation):
+    """What the reg loss and the cross-entropy of each epoch cost, as a share of it."""
+    from regbench import runtime
+
+    tf = runtime.start()
+    import keras
+
+    from regbench import training
+
+    model = training.build(settings(size, batch, 1), NAME, (32, 32, 3), 10)
+    metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    update = tf.function(lambda labels, logits: metric.update_state(labels, logits))
+    labels, logits = tf.zeros([batch], tf.int64), tf.random.normal([batch, 10])
+    seconds = {
+        "reg_loss_seconds": median_seconds(lambda: training.reg_loss(model), 20),
+        "cross_entropy_seconds": median_seconds(lambda: update(labels, logits), 200) * -(-train // batch),
+    }
+    epoch = regbench_way(data, size, batch, train, validation)["epoch_seconds"]
+    return {key: round(value, 4) for key, value in seconds.items()} | {
+        "epoch_seconds": round(epoch, 2),
+        "share": round(sum(seconds.values()) / epoch, 4),
+    }
+
+
+def median_step(times):
+    """Median seconds from one of these moments to the next."""
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+def median_seconds(call, n):
+    call()
+    times = []
+    for _ in range(n):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+GROUPS = {
+    "matrix products": ("MatMul",),
+    "batch normalization": ("BatchNorm",),
+    "depthwise convolutions": ("Depthwise",),
+    "stem convolution": ("Conv2D",),
+    "activations": ("Relu", "BiasAdd"),
+    "update of weights": ("ResourceApply",),
+}
+
+
+def fraction_of_the_limit(data, size, batch, train, validation):
+    """Arithmetic of a training step, the machine's rate of matrix products, and where the rest of the time goes."""
+    from regbench import runtime
+
+    tf = runtime.start()
+    import keras
+
+    from regbench import training
+
+    square = tf.random.normal([1024, 1024])
+    rate = 2 * 1024**3 / median_seconds(lambda: tf.matmul(square, square).numpy(), 30)
+    options = settings(size, batch, 1)
+    model = training.build(options, NAME, (32, 32, 3), 10)
+    training.compile(model, options.train, 100)
+    products = 0
+    for layer in model.get_layer("mobilenet_v2").layers:
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+            products += layer.kernel.numpy().size * layer.output.shape[1] * layer.output.shape[2]
+        elif isinstance(layer, keras.layers.Dense):
+            products += layer.kernel.numpy().size
+    # A product and a sum; the gradients for inputs and for weights cost as much again, each.
+    operations = 2 * 3 * products
+
+    batches = tf.data.Dataset.from_tensors(
+        (tf.zeros([batch, 32, 32, 3], tf.uint8), tf.range(batch, dtype=tf.int64) % 10)
+    ).repeat()
+    times, traced = [], 10
+
+    class Profile(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            times.append(time.perf_counter())
+            if step == 60:
+                tf.profiler.experimental.start(folder)
+            if step == 60 + traced:
+                tf.profiler.experimental.stop()
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        model.fit(batches, steps_per_epoch=60 + traced + 2, verbose=0, callbacks=[Profile()])
+        by_group, total = op_times(next(Path(folder).rglob("*.xplane.pb")))
+    step = median_step(times[10:60])
+    return {
+        "gflop_per_image": round(operations / 1e9, 4),
+        "matrix_product_gflops": round(rate / 1e9, 1),
+        "step_ms": round(1000 * step, 2),
+        "gflops_reached": round(operations * batch / step / 1e9, 1),
+        "fraction_of_limit": round(operations * batch / step / rate, 3),
+        "share_of_time": {group: round(seconds / total, 3) for group, seconds in by_group.items()},
+    }
+
+
+def op_times(trace):
+    """Seconds by group of operation, and of all, in a trace of TensorFlow's profiler on one thread."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace()
+    space.ParseFromString(trace.read_bytes())
+    seconds, total = collections.Counter(), 0.0
+    for plane in space.planes:
+        if "CPU" not in plane.name:
+            continue
+        for line in plane.lines:
+            for event in line.events:
+                name = plane.event_metadata[event.metadata_id].name
+                if name == "multi_step_on_iterator":
+                    total += event.duration_ps / 1e12
+                elif ":" in name and not name.startswith(" "):
+                    operation = name.rsplit(":", 1)[1]
+                    groups = (group for group, keys in GROUPS.items() if any(key in operation for key in keys))
+                    seconds[next(groups, "other")] += event.duration_ps / 1e12
+    seconds["between operations"] = total - sum(seconds.values())
+    return dict(seconds.most_common()), total
+
+
+WAYS = {
+    "article": article_way,
+    "regbench": regbench_way,
+    "pytorch": pytorch,
+    "pipeline": pipeline,
+    "recording": recording,
+    "limit": fraction_of_the_limit,
+}
+
+if __name__ == "__main__":
+    way, data, *numbers = sys.argv[1:]
+    print(json.dumps(WAYS[way](data, *map(int, numbers))))
