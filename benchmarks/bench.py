@@ -163,7 +163,7 @@ def main():
         everything = (whole / "data", 32, 32, 50_000, 10_000, 1)
         results["all_of_cifar10"] = python("benchmarks/measure.py", "regbench", *everything)[0]
         say(f"all of CIFAR-10: {json.dumps(results['all_of_cifar10'])}")
-        for part in ("pipeline", "recording", "limit"):
+        for part in ("pipeline", "recording", "limit", "agreement"):
             results[part] = python("benchmarks/measure.py", part, whole / "data", 32, 32, 16_000, 2_000)[0]
             say(f"{part}: {json.dumps(results[part])}")
         results["larger_than_memory"] = python("benchmarks/larger_than_memory.py")[0]

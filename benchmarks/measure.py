@@ -1,7 +1,7 @@
 """One measurement in a process of its own; prints JSON. `benchmarks/bench.py` calls it.
 
 python benchmarks/measure.py article|regbench|pytorch DATA SIZE BATCH TRAIN VALIDATION [EPOCHS]
-python benchmarks/measure.py pipeline|recording|limit DATA SIZE BATCH TRAIN VALIDATION
+python benchmarks/measure.py pipeline|recording|limit|agreement DATA SIZE BATCH TRAIN VALIDATION
 """
 
 import collections
@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import resource
 import statistics
 import sys
@@ -150,7 +151,7 @@ def recording(data, size, batch, train, validation):
     model = training.build(settings(size, batch, 1), NAME, (32, 32, 3), 10)
     metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
     update = tf.function(lambda labels, logits: metric.update_state(labels, logits))
-    labels, logits = tf.zeros([batch], tf.int64), tf.random.normal([batch, 10])
+    labels, logits = tf.zeros([batch], tf.int64), tf.zeros([batch, 10])
     seconds = {
         "reg_loss_seconds": median_seconds(lambda: training.reg_loss(model), 20),
         "cross_entropy_seconds": median_seconds(lambda: update(labels, logits), 200) * -(-train // batch),
@@ -196,6 +197,7 @@ def fraction_of_the_limit(data, size, batch, train, validation):
 
     from regbench import training
 
+    tf.random.set_seed(0)
     square = tf.random.normal([1024, 1024])
     rate = 2 * 1024**3 / median_seconds(lambda: tf.matmul(square, square).numpy(), 30)
     options = settings(size, batch, 1)
@@ -252,12 +254,60 @@ def op_times(trace):
                 name = plane.event_metadata[event.metadata_id].name
                 if name == "multi_step_on_iterator":
                     total += event.duration_ps / 1e12
-                elif ":" in name and not name.startswith(" "):
+                # A node and its operation; calls of functions are the sum of what is in them.
+                elif re.fullmatch(r"[^:\s]+:\w+", name) and not name.endswith("PartitionedCall"):
                     operation = name.rsplit(":", 1)[1]
                     groups = (group for group, keys in GROUPS.items() if any(key in operation for key in keys))
                     seconds[next(groups, "other")] += event.duration_ps / 1e12
     seconds["between operations"] = total - sum(seconds.values())
     return dict(seconds.most_common()), total
+
+
+def agreement(data, size, batch, train, validation):
+    """How far apart the weights are after some steps: ours from the article's, and the article's from itself.
+
+    The second is the control: the article's network once more with its first kernel moved by one unit in the last
+    place. Training amplifies any difference in rounding; ours should lie where the control's does.
+    """
+    from regbench import runtime
+
+    runtime.start()
+    import article
+    import keras
+    import numpy as np
+
+    from regbench import dataset, mobilenet
+
+    limit(dataset, train, validation)
+    split = dataset.load(data, ("train",)).splits["train"]
+    epoch = dataset.training_batches(split, batch_size=batch, seed=0, flip=True, first_epoch=0, epochs=1)
+    networks = {"article": article.network, "regbench": mobilenet.mobilenet_v2, "control": article.network}
+    models = {}
+    for name, network in networks.items():
+        keras.utils.set_random_seed(0)
+        models[name] = model = network((size, size, 3), 10, regularizer=keras.regularizers.L2(0.001))
+        if name == "control":
+            kernel = model.trainable_variables[0]
+            kernel.assign(np.nextafter(kernel.numpy(), np.float32(np.inf)))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.01), loss, metrics=["accuracy"])
+    apart, losses = {}, {}
+    steps = -(-train // batch)
+    for step, (images, labels) in enumerate(epoch, start=1):
+        images = images.numpy().astype(np.float32) / 127.5 - 1
+        for name, model in models.items():
+            losses[name] = model.train_on_batch(images, labels)[0]
+        if step in (1, 2, 5, 10, 20, 50, 100, 200, steps):
+            flat = {
+                name: np.concatenate([w.numpy().ravel() for w in model.trainable_variables])
+                for name, model in models.items()
+            }
+            size_of = np.linalg.norm(flat["article"])
+            apart[step] = {
+                name: float(f"{np.linalg.norm(flat[name] - flat['article']) / size_of:.2g}")
+                for name in ("regbench", "control")
+            }
+    return {"relative_difference": apart, "mean_loss": {name: round(float(x), 4) for name, x in losses.items()}}
 
 
 WAYS = {
@@ -267,6 +317,7 @@ WAYS = {
     "pipeline": pipeline,
     "recording": recording,
     "limit": fraction_of_the_limit,
+    "agreement": agreement,
 }
 
 if __name__ == "__main__":
