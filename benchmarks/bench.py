@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"
 SIZES = (
     # image size, batch size, training images, validation images, rounds
-    (32, 32, 16_000, 2_000, 3),
-    (32, 128, 16_000, 2_000, 3),
-    (96, 64, 2_560, 320, 3),
-    (224, 16, 320, 64, 3),
+    (32, 32, 8_000, 1_000, 3),
+    (32, 128, 8_000, 1_000, 3),
+    (96, 64, 1_280, 160, 3),
+    (224, 16, 160, 32, 3),
 )
+SINGLE = ("pipeline", "recording", "limit", "agreement")
 
 
 def spread(values):
@@ -60,15 +61,16 @@ def say(text):
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
-def copy(folder, **data):
-    """A scratch repository with the committed params, `data:` changed as said."""
+def copy(folder, changes):
+    """A scratch repository with the committed params, but for `changes`: {section: {key: value}}."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, listed.split("\0")):
         if name != "dvc.lock" and not name.startswith(("metrics/", "plots/")) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["data"] |= data
+    for section, values in changes.items():
+        params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "bench"]):
@@ -125,12 +127,15 @@ def comparison(folder):
     no_op = [python("-m", "dvc", "repro", "--quiet", cwd=folder)[1] for _ in range(5)]
     report = [python("stages/report.py", cwd=folder)[1] for _ in range(3)]
     return {
+        "epochs": yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"],
         "article_seconds": [round(seconds, 1) for seconds in article],
         "regbench_seconds": round(ours, 1),
         "prepare_seconds_of_it": round(prepare_seconds, 1),
         "ratio": round(sum(article) / ours, 2),
         "n": 1,
-    }, {"no_op_repro_seconds": spread(no_op), "report_seconds": spread(report)}
+        "no_op_repro_seconds": spread(no_op),
+        "report_seconds": spread(report),
+    }
 
 
 def preparing(folder):
@@ -148,28 +153,41 @@ def processor():
     return named[0] if named else platform.processor()
 
 
+PARTS = ("prepare", "comparison", "trainings", "all_of_cifar10", "larger_than_memory", *SINGLE)
+
+
 def main():
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    results = {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these; all by default: {', '.join(PARTS)}")
+    parser.add_argument("--epochs", type=int, help="of the comparison, instead of those in params.yaml")
+    arguments = parser.parse_args()
+    parts = arguments.parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as scratch:
-        default = copy(Path(scratch) / "default")
-        whole = copy(Path(scratch) / "all images", train_images=None, validation_images="test")
-        results["prepare_60000"] = preparing(whole)
-        say(f"prepare: {json.dumps(results['prepare_60000'])}")
-        results["trainings"] = trainings(whole / "data")
-        everything = (whole / "data", 32, 32, 50_000, 10_000, 1)
-        results["all_of_cifar10"] = python("benchmarks/measure.py", "regbench", *everything)[0]
-        say(f"all of CIFAR-10: {json.dumps(results['all_of_cifar10'])}")
-        for part in ("pipeline", "recording", "limit", "agreement"):
-            results[part] = python("benchmarks/measure.py", part, whole / "data", 32, 32, 16_000, 2_000)[0]
-            say(f"{part}: {json.dumps(results[part])}")
-        results["larger_than_memory"] = python("benchmarks/larger_than_memory.py")[0]
-        say(f"larger than memory: {json.dumps(results['larger_than_memory'])}")
-        results["comparison"], results["dvc"] = comparison(default)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
+        data = whole / "data"
+        prepared = preparing(whole) if "prepare" in parts else python("stages/prepare.py", cwd=whole) and None
+        changes = {"train": {"epochs": arguments.epochs}} if arguments.epochs else {}
+        for part in parts:
+            if part == "prepare":
+                measured = prepared
+            elif part == "comparison":
+                measured = comparison(copy(Path(scratch) / "default", changes))
+            elif part == "trainings":
+                measured = {"table": trainings(data)}
+            elif part == "all_of_cifar10":
+                measured = python("benchmarks/measure.py", "regbench", data, 32, 32, 50_000, 10_000, 1)[0]
+            elif part == "larger_than_memory":
+                measured = python("benchmarks/larger_than_memory.py")[0]
+            else:
+                measured = python("benchmarks/measure.py", part, data, 32, 32, 16_000, 2_000)[0]
+            say(f"{part}: {json.dumps(measured)}")
+            results[part] = {"date": datetime.date.today().isoformat(), "machine": machine} | measured
+            # After each part, so that a run that is cut off keeps what it has.
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     show(results)
 
 
@@ -177,16 +195,16 @@ def show(results):
     """Print the results as Markdown, for the README."""
     print("\n| image, batch | median of processes | article's way | regbench | ratio |\n|---|---|---|---|---|")
     units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
-    for row in results["trainings"]:
+    for row in results.get("trainings", {}).get("table", ()):
         for key, unit in units.items():
             sides = (row[way][key] for way in ("article", "regbench"))
             texts = [f"{side['median']:.1f} ({side['low']:.1f}–{side['high']:.1f})" for side in sides]
             print(
                 f"| {row['image_size']} px, {row['batch_size']} | {unit} | {' | '.join(texts)} | {row['ratio'][key]} |"
             )
-    whole = results["comparison"]
-    article, ours = sum(whole["article_seconds"]), whole["regbench_seconds"]
-    print(f"| default comparison | whole, s | {article:.0f} | {ours:.0f} | {whole['ratio']} |")
+    if whole := results.get("comparison"):
+        article, ours = sum(whole["article_seconds"]), whole["regbench_seconds"]
+        print(f"| whole comparison, {whole['epochs']} epochs | s | {article:.0f} | {ours:.0f} | {whole['ratio']} |")
     print(f"\nEverything else: {RESULTS.relative_to(ROOT)}")
 
 

@@ -15,9 +15,11 @@ jobs=${JOBS:-$(python -m regbench.runtime "$count")}
 if [ "$jobs" -gt 1 ] && [ "$count" -gt 1 ]; then
     echo "$count runs, $jobs at a time"
     # Each line of output begins with the run it is from. Through the pipe come lines instead of progress bars.
-    export LINE='index($0, run) != 1 { $0 = run ": " $0 } { print; fflush() }'
-    xargs -P "$jobs" -I{} bash -o pipefail -c \
-        'python -m dvc repro --quiet --single-item train@{} evaluate@{} 2>&1 | awk -v run={} "$LINE"' <<<"$runs" ||
+    xargs -P "$jobs" -I{} bash -o pipefail -c '
+        python -m dvc repro --quiet --single-item train@{} evaluate@{} 2>&1 | while IFS= read -r line; do
+            case $line in {}*) ;; *) line="{}: $line" ;; esac
+            printf "%s\n" "$line"
+        done' <<<"$runs" ||
         { echo "error: some runs failed, as said above; the others are done"; exit 1; }
 fi
 python -m dvc repro --quiet
