@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"
 SIZES = (
     # image size, batch size, training images, validation images, rounds
-    (32, 32, 8_000, 1_000, 3),
-    (32, 128, 8_000, 1_000, 3),
-    (96, 64, 1_280, 160, 3),
-    (224, 16, 160, 32, 3),
+    (32, 32, 4_000, 500, 3),
+    (32, 128, 4_096, 512, 3),
+    (96, 64, 640, 64, 3),
+    (224, 16, 96, 16, 3),
 )
 SINGLE = ("pipeline", "recording", "limit", "agreement")
 
