@@ -139,7 +139,7 @@ def comparison(folder):
 
 
 def preparing(folder):
-    """Seconds to prepare all 60,000 images, from TFDS's folder and from nothing; data/ of the first stays."""
+    """Seconds to prepare all 60,000 images, from TFDS's folder and from nothing."""
     again = [python("stages/prepare.py", cwd=folder)[1] for _ in range(3)]
     with tempfile.TemporaryDirectory() as empty:
         fresh = python("stages/prepare.py", cwd=folder, TFDS_DATA_DIR=empty)[1]
@@ -169,11 +169,12 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
         data = whole / "data"
-        prepared = preparing(whole) if "prepare" in parts else python("stages/prepare.py", cwd=whole) and None
+        if set(parts) - {"prepare", "comparison", "larger_than_memory"}:
+            python("stages/prepare.py", cwd=whole)
         changes = {"train": {"epochs": arguments.epochs}} if arguments.epochs else {}
         for part in parts:
             if part == "prepare":
-                measured = prepared
+                measured = preparing(whole)
             elif part == "comparison":
                 measured = comparison(copy(Path(scratch) / "default", changes))
             elif part == "trainings":
