@@ -74,11 +74,12 @@ def network(input_shape, num_classes, regularizer=None, head_regularizer=None, b
 
 def penalties(settings, name):
     """Keras's own regularizers for a line under `reg:` of the kinds l1 and l2: (backbone, head)."""
-    strengths = dict(settings.reg[name])
+    line = settings.regularizer(name)
+    strengths = dict(line.strengths)
     if not strengths:
         return None, None
     regularizer = keras.regularizers.L1L2(l1=strengths.get("l1", 0.0), l2=strengths.get("l2", 0.0))
-    return regularizer, regularizer if name in settings.model.regularize_head else None
+    return regularizer, regularizer if line.scope == "all" else None
 
 
 def batches(images, labels, size, batch_size, *, training, flip=False):

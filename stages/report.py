@@ -1,4 +1,4 @@
-"""Write metrics/summary.json, plots/curves.csv and the figures from the runs that params.yaml names."""
+"""Write metrics/summary.json, plots/, and report.md from the runs that params.yaml names."""
 
 import argparse
 import sys
@@ -11,11 +11,14 @@ from regbench import errors, params, summary
 
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
-    runs = summary.read_runs(params.load())
+    settings = params.load()
+    runs = summary.read_runs(settings)
     from regbench import figures
 
-    drawn = figures.draw(*summary.write(runs))
-    print(f"wrote {summary.SUMMARY}, {summary.CURVES} and {', '.join(map(str, drawn))}")
+    written, _ = summary.write(settings, runs)
+    drawn = figures.draw(settings, runs)
+    summary.write_report(settings, written, runs[0].evaluation["test"]["images"], drawn)
+    print(f"wrote {summary.SUMMARY}, {summary.CURVES}, {len(drawn)} figures in {figures.FOLDER} and {summary.REPORT}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from regbench import regularizers
+from regbench import params, regularizers
 from regbench.mobilenet import mobilenet_v2
 
 
@@ -45,9 +45,8 @@ def test_width_scales_as_keras_applications(width):
 @pytest.mark.parametrize(("name", "penalised", "initial"), [("none", 0, 0), ("l1", 52, 87.0), ("l2", 54, 5.05)])
 def test_the_articles_penalties(settings, name, penalised, initial):
     """52 convolution kernels; with L2 also kernel and bias of the head. Initial values as in ARTICLE.md."""
-    regularizer, head_regularizer = regularizers.build(settings().penalty(name))
     keras.utils.set_random_seed(0)
-    model = mobilenet_v2((32, 32, 3), 10, regularizer=regularizer, head_regularizer=head_regularizer)
+    model = mobilenet_v2((32, 32, 3), 10, **regularizers.build(settings().regularizer(name)))
     assert len(model.losses) == penalised
     assert float(sum(model.losses)) == pytest.approx(initial, rel=0.01)
     # Each penalised weight counts once: the formula over the weights themselves gives the same sum.
@@ -58,6 +57,27 @@ def test_the_articles_penalties(settings, name, penalised, initial):
         assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
     if name == "l2":
         assert float(sum(model.losses)) == pytest.approx(0.001 * sum((w**2).sum() for w in weights), rel=1e-5)
+
+
+@pytest.mark.parametrize(("scope", "covered"), [("all", 54), ("backbone", 52), ("head", 2), ("no_depthwise", 37)])
+def test_scopes(scope, covered):
+    """52 convolutions, 17 of them depthwise, and kernel and bias of the head."""
+    line = params.Regularizer("mine", (("l2", 1.0),), scope)
+    model = mobilenet_v2((32, 32, 3), 10, **regularizers.build(line))
+    assert len(model.losses) == covered
+    depthwise = [layer.depthwise_regularizer for layer in model.layers if layer.name.endswith("_depthwise")]
+    assert len(depthwise) == 17
+    assert all(depthwise) if scope in ("all", "backbone") else not any(depthwise)
+
+
+def test_without_batch_normalization_the_signal_keeps_its_size(cifar10_sample):
+    keras.utils.set_random_seed(0)
+    model = mobilenet_v2((32, 32, 3), 10, batch_norm=False)
+    assert not any("moving" in weight.path or weight.path.endswith("gamma") for weight in model.weights)
+    assert sum(weight.path.endswith("bias") for weight in model.weights) == 53
+    blocks = keras.Model(model.input, [model.get_layer(f"block{index}_project").output for index in range(17)])
+    sizes = [float(np.std(block)) for block in blocks(cifar10_sample[0][::10] / 127.5 - 1)]
+    assert min(sizes) > 0.1 and max(sizes) < 10
 
 
 @pytest.fixture

@@ -29,8 +29,11 @@ def changed(**changes):
 
 def test_committed_params():
     settings = params.load(ROOT / "params.yaml")
-    assert settings.reg == {"none": {}, "l1": {"l1": 0.001}, "l2": {"l2": 0.001}}
-    assert [settings.penalty(name).head for name in settings.reg] == [False, False, True]
+    assert [settings.regularizer(name) for name in settings.reg] == [
+        params.Regularizer("none", (), "backbone"),
+        params.Regularizer("l1", (("l1", 0.001),), "backbone"),
+        params.Regularizer("l2", (("l2", 0.001),), "all"),
+    ]
 
 
 def test_every_key_has_a_comment():
@@ -40,34 +43,51 @@ def test_every_key_has_a_comment():
 
 
 def test_the_kinds_are_those_that_can_be_built():
-    assert tuple(regularizers.PENALTIES) == params.KINDS
+    built = (*regularizers.PENALTIES, *regularizers.BEFORE_STEP, *regularizers.AFTER_STEP)
+    assert sorted(built) == sorted(params.KINDS)
 
 
 @pytest.mark.parametrize("written", ["5e-05", "1e-5", "1E-5", "0", "0.0", "0.001", "1", ".5e-3", "1.e-3"])
 def test_strengths_as_dvc_writes_them(tmp_path, written):
     text = changed().replace("l2: 0.001", f"l2: {written}")
-    assert load(tmp_path, text).reg["l2"] == {"l2": float(written)}
+    assert load(tmp_path, text).regularizer("l2").strengths == (("l2", float(written)),)
 
 
 def test_mapping_spells_a_combination_out(tmp_path):
     text = changed().replace("  l2: 0.001", "  elastic: {l1: 1e-5, l2: 1e-4}")
     settings = load(tmp_path, text)
-    assert settings.penalty("elastic").strengths == (("l1", 1e-5), ("l2", 1e-4))
+    assert settings.regularizer("elastic") == params.Regularizer("elastic", (("l1", 1e-5), ("l2", 1e-4)), "backbone")
+
+
+def test_scope_is_the_lines_own_or_follows_regularize_head(tmp_path):
+    text = changed().replace("  l1: 0.001", "  l1: 0.001\n  last: {l2: 1e-3, scope: head}\n  weight_decay: 5e-4")
+    settings = load(tmp_path, text)
+    scopes = {name: settings.regularizer(name).scope for name in settings.reg}
+    assert scopes == {"none": "backbone", "l1": "backbone", "last": "head", "weight_decay": "backbone", "l2": "all"}
 
 
 @pytest.mark.parametrize(
     ("replaced", "by", "expected"),
     [
         ("  epochs: 1", "  epoch: 1", ["train.epoch: unknown key; did you mean epochs?", "train.epochs: missing"]),
-        ("  l2: 0.001", "  l22: 0.001", ["reg.l22: unknown kind of penalty; did you mean l2?"]),
+        (
+            "  l2: 0.001",
+            "  l22: 0.001",
+            ["reg.l22: unknown kind of regularizer; did you mean l2? (known: l1, l2, orthogonal, weight_decay"],
+        ),
         ("  l2: 0.001", "  l2: -1", ["reg.l2: -1 is not allowed; it should be a number from 0"]),
         ("  l2: 0.001", "  l2: true", ["reg.l2: true is not allowed"]),
         ("  l2: 0.001", "  l2: .nan", ["reg.l2: nan is not allowed"]),
-        ("  l2: 0.001", "  l2: {l3: 1}", ["reg.l2.l3: unknown kind of penalty"]),
+        ("  l2: 0.001", "  l2: {l3: 1}", ["reg.l2.l3: unknown kind of regularizer"]),
+        ("  l2: 0.001", "  l2: {l2: 1, scope: heads}", ["reg.l2.scope: 'heads' is not allowed; did you mean head?"]),
+        ("  l2: 0.001", "  l2: {scope: head}", ["reg.l2: names no kind of regularizer"]),
+        ("  l2: 0.001", "  l2: {l2: 1, scope: head}", ["model.regularize_head: 'l2' has a scope of its own"]),
+        ("baseline: none", "baseline: l3", ["report.baseline: 'l3' is no key under reg; did you mean l2?"]),
+        ("  - 0.95", "  - 1", ["evaluate.pruning: "]),
         ("  l2: 0.001", "  a/b: {l2: 1}", ["reg.a/b: a regularizer's name is"]),
         ("  l2: 0.001", "  a-b: {l2: 1}", ["reg.a-b: a regularizer's name is"]),
         ("  l2: 0.001", "  l2: 0.001\n  l2: 0.002", ["not valid YAML: 'l2' stands twice"]),
-        ("  none: 0", "  none: 0.1", ["reg.none: 0.1 is not allowed; none is no penalty"]),
+        ("  none: 0", "  none: 0.1", ["reg.none: 0.1 is not allowed; none is no regularizer"]),
         ("image_size: 32", "image_size: 8", ["data.image_size: 8 is not allowed; it should be a whole number from 32"]),
         (
             "schedule: constant",
@@ -101,7 +121,7 @@ def test_all_problems_at_once(tmp_path):
         "[]",
         "a: [",
         "!!python/object/apply:os.system [ls]",
-        "{data: 1, model: 2, reg: 3, train: 4, evaluate: 5}",
+        "{data: 1, model: 2, reg: 3, train: 4, evaluate: 5, report: 6}",
         "\x00",
         "&a [*a]",
         "reg: {1: 2}",

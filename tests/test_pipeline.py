@@ -69,7 +69,7 @@ def test_a_clone_without_cache_compares_commits(repository, tmp_path):
     clone.dvc("plots", "diff", "HEAD~1", "-o", "page")
     page = clone.read("page/index.html")
     charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\n", page)]
-    assert len(charts) == 4
+    assert len(charts) == 5
     for chart in charts:
         points = chart["data"]["values"]
         assert {(p["regularizer"], p["rev"]) for p in points} == {
@@ -111,7 +111,9 @@ def test_one_more_regularizer_and_one_less(repository):
 
 
 def test_one_more_seed_trains_that_seed_only(repository):
-    repository.dvc("exp", "run", "-S", "~reg.elastic")
+    output = repository.dvc("exp", "run", "-S", "~reg.elastic", "-S", "+reg.last={proximal_l1: 0.01, scope: head}")
+    assert stages_run(output) == ["train@last-0", "evaluate@last-0", "report"]
+    repository.dvc("exp", "run", "-S", "~reg.last")
     output = repository.dvc("exp", "run", "-S", "train.seeds=[0,1]")
     assert set(stages_run(output)) == {"train@none-1", "evaluate@none-1", "train@l2-1", "evaluate@l2-1", "report"}
     assert {row["seeds"] for row in summary(repository).values()} == {2}

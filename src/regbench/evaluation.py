@@ -1,22 +1,26 @@
 """What is measured of one trained model."""
 
-import csv
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from regbench import dataset, layers, regularizers  # noqa: F401  (the last two register what a model may hold)
+from regbench import dataset, files, layers, regularizers  # noqa: F401  (the last two register what a model may hold)
 from regbench.errors import UserError
-from regbench.training import reg_loss
+from regbench.training import kernels, reg_loss
 
-KERNEL_LAYERS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 PREDICTIONS = ("split", "index", "label", "prediction", "confidence", "cross_entropy")
+CALIBRATION_BINS = 15
+HISTOGRAM_DECADES = (-8.0, 1.0, 0.1)
+"""Smallest and largest log₁₀|w| of the weight histogram, and the width of a bin."""
 
 
 def evaluate(settings, name, seed, data="data", out=None):
-    """Evaluate `model.keras` of one run; write `evaluation.json`, `layers.csv` and `predictions.csv` beside it.
+    """Evaluate `model.keras` of one run; write the files of `runs/NAME-SEED/` that `evaluate` is to make.
+
+    evaluation.json: every number of the run. predictions.csv: a row for each validation and test image.
+    layers.csv: a row for each kernel. confusion.csv: labels and predictions of the test images, counted.
+    pruning.csv: accuracy with the smallest weights set to 0. weights.csv: a histogram of all kernel weights.
 
     Args: as for `training.train`.
     """
@@ -30,40 +34,67 @@ def evaluate(settings, name, seed, data="data", out=None):
     prepared = dataset.load(data, dataset.SPLITS)
     splits, predictions = {}, []
     for split, examples in prepared.splits.items():
-        logits = model.predict(dataset.evaluation_batches(examples), verbose=0)
-        splits[split], rows = score(logits, examples.labels)
+        splits[split], rows = score(predict(model, examples), examples.labels)
         if split != "train":
             predictions += [(split, *row) for row in rows]
+    tested = np.array([row[2:4] for row in predictions if row[0] == "test"])
+    confusion = confusion_matrix(*tested.T, len(prepared.classes))
 
-    near_zero = settings.evaluate.near_zero
-    weights = list(layer_weights(model, near_zero))
-    kernels = sum(row["weights"] for row in weights)
+    per_layer = list(layer_rows(model, settings))
+    counted = sum(row["weights"] for row in per_layer)
+    line = settings.regularizer(name)
     evaluation = {
         "regularizer": name,
-        "strengths": dict(settings.reg[name]),
+        "strengths": dict(line.strengths),
+        "scope": line.scope,
         "seed": seed,
         "parameters": model.count_params(),
-        "kernel_weights": kernels,
-        "penalised_weights": len(model.losses),
-        "near_zero": sum(row["near_zero"] for row in weights) / kernels,
-        "near_zero_below": near_zero,
+        "kernel_weights": counted,
+        "regularized_weights": len(model.losses),
+        "exact_zeros": sum(row["exact_zeros"] for row in per_layer) / counted,
+        "near_zero": sum(row["near_zero"] for row in per_layer) / counted,
+        "near_zero_below": settings.evaluate.near_zero,
         "reg_loss": reg_loss(model),
         "generalization_gap": splits["train"]["accuracy"] - splits["test"]["accuracy"],
+        "test_accuracy_by_class": {
+            label: round(float(row[index] / row.sum()), 6) if row.sum() else None
+            for index, (label, row) in enumerate(zip(prepared.classes, confusion, strict=True))
+        },
         **splits,
     }
     for values in splits.values():
         values["loss"] = values["cross_entropy"] + evaluation["reg_loss"]
 
-    _write(out / "evaluation.json", lambda file: json.dump(evaluation, file, indent=2, allow_nan=False))
-    _write_csv(out / "layers.csv", list(weights[0]), (row.values() for row in weights))
-    _write_csv(out / "predictions.csv", PREDICTIONS, predictions)
+    files.write_json(out / "evaluation.json", evaluation)
+    files.write_csv(out / "predictions.csv", PREDICTIONS, predictions)
+    files.write_csv(out / "layers.csv", list(per_layer[0]), (row.values() for row in per_layer))
+    files.write_csv(
+        out / "confusion.csv",
+        ("label", "prediction", "images"),
+        (
+            (prepared.classes[label], prepared.classes[prediction], confusion[label, prediction])
+            for label, prediction in np.argwhere(confusion).tolist()
+        ),
+    )
+    files.write_csv(out / "weights.csv", ("log10_low", "log10_high", "weights"), weight_histogram(model))
+    files.write_csv(
+        out / "pruning.csv",
+        ("pruned", "threshold", "validation_accuracy"),
+        prune(model, settings.evaluate.pruning, prepared.splits["validation"]),
+    )
+
+
+def predict(model, examples):
+    """The logits [N, K] of a split's images."""
+    return model.predict(dataset.evaluation_batches(examples), verbose=0)
 
 
 def score(logits, labels):
-    """Accuracy and mean cross-entropy (nats) of logits [N, K] against labels [N], and a row for each image.
+    """Accuracy, mean cross-entropy (nats) and calibration error of logits [N, K] against labels [N].
 
     Returns:
-        ({"images": N, "accuracy": …, "cross_entropy": …}, [(index, label, prediction, confidence, cross_entropy)])
+        ({"images": N, "accuracy": …, "cross_entropy": …, "calibration_error": …}, and a row for each image,
+        (index, label, prediction, confidence, cross_entropy))
     """
     logits = np.asarray(logits, np.float64)
     logits = logits - logits.max(axis=1, keepdims=True)
@@ -76,46 +107,95 @@ def score(logits, labels):
         "images": len(labels),
         "accuracy": float(np.mean(prediction == labels)),
         "cross_entropy": float(cross_entropy.mean()),
+        "calibration_error": calibration_error(confidence, prediction == labels),
     }
     columns = (rows, labels, prediction, confidence.round(6), cross_entropy.round(6))
     return summary, list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def layer_weights(model, near_zero):
+def calibration_error(confidence, correct):
+    """Expected calibration error, ECE: Σ over bins of (share of the images) · |mean confidence − accuracy|.
+
+    15 bins of equal width, as C. Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
+
+    Args:
+        confidence: probability of the predicted class, [N], from 0 to 1.
+        correct: whether the prediction is right, [N].
+    """
+    bins = np.minimum((np.asarray(confidence) * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, np.asarray(confidence) - np.asarray(correct), CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(bins))
+
+
+def confusion_matrix(labels, predictions, classes):
+    """How many images of each label got each prediction: int [classes, classes]."""
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+
+
+def layer_rows(model, settings):
     """A row for each layer with a kernel, from the stem to the head; biases are not counted.
 
     Yields:
-        {"layer", "weights": count, "sum_abs": Σ|w|, "sum_squares": Σw², "near_zero": how many |w| < near_zero,
-        "penalty": what the layer's own regularizer adds to the loss}
+        {"layer", "weights": count, "sum_abs": Σ|w|, "sum_squares": Σw², "exact_zeros": how many are 0,
+        "near_zero": how many |w| < evaluate.near_zero, "penalty": what the layer's own regularizer adds to the loss,
+        "penalty_share": of the whole penalty, "effective_learning_rate": train.learning_rate / Σw², where batch
+        normalization follows and makes the output blind to the kernel's size (T. van Laarhoven, 2017,
+        arXiv 1706.05350); else empty}
     """
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from layer_weights(layer, near_zero)
-        if not isinstance(layer, KERNEL_LAYERS):
-            continue
-        kernel = np.abs(layer.kernel.numpy().astype(np.float64))
+    total = reg_loss(model)
+    found = kernels(model)
+    for layer, variable in found:
+        kernel = np.abs(variable.numpy().astype(np.float64))
+        squares = float(np.square(kernel).sum())
+        own = float(sum(layer.losses))
+        normalized = settings.model.batch_norm and layer is not found[-1][0]
         yield {
             "layer": layer.name,
             "weights": kernel.size,
             "sum_abs": float(kernel.sum()),
-            "sum_squares": float(np.square(kernel).sum()),
-            "near_zero": int((kernel < near_zero).sum()),
-            "penalty": float(sum(layer.losses)),
+            "sum_squares": squares,
+            "exact_zeros": int((kernel == 0).sum()),
+            "near_zero": int((kernel < settings.evaluate.near_zero).sum()),
+            "penalty": own,
+            "penalty_share": own / total if total else 0.0,
+            "effective_learning_rate": settings.train.learning_rate / squares if normalized and squares else "",
         }
 
 
-def _write_csv(path, header, rows):
-    def write(file):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+def weight_histogram(model):
+    """All kernel weights by size: rows (log₁₀ of the lower end, of the upper end, how many).
 
-    _write(path, write)
+    The first row, from -inf, holds the exact zeros and what is below the first bin; the last what is above, to inf.
+    """
+    low, high, width = HISTOGRAM_DECADES
+    edges = np.round(np.arange(low, high + width / 2, width), 1)
+    sizes = np.concatenate([np.abs(kernel.numpy()).ravel() for _, kernel in kernels(model)])
+    counts = np.bincount(np.searchsorted(10.0**edges, sizes, side="right"), minlength=len(edges) + 1)
+    return list(zip([-np.inf, *edges.tolist()], [*edges.tolist(), np.inf], counts.tolist(), strict=True))
 
 
-def _write(path, write):
-    """Write beside, then rename: a file is there whole or not at all."""
-    beside = path.with_name(f"{path.name}.partial")
-    with open(beside, "w", newline="", encoding="utf-8") as file:
-        write(file)
-    beside.replace(path)
+def prune(model, shares, examples):
+    """Accuracy on `examples` with the smallest kernel weights of the whole network set to 0, not trained again.
+
+    Magnitude pruning, global and in one shot (S. Han et al., 2015, arXiv 1506.02626). The model keeps its weights.
+
+    Args:
+        model: as trained.
+        shares: which share of all kernel weights to set to 0, from 0 to 1.
+        examples: a split.
+
+    Returns:
+        rows (share, |w| below which weights were set to 0, accuracy), of share 0 first.
+    """
+    variables = [kernel for _, kernel in kernels(model)]
+    original = [variable.numpy() for variable in variables]
+    sizes = np.sort(np.concatenate([np.abs(weights).ravel() for weights in original]))
+    rows = []
+    for share in sorted({0.0, *shares}):
+        threshold = float(sizes[min(round(share * len(sizes)), len(sizes) - 1)])
+        for variable, weights in zip(variables, original, strict=True):
+            variable.assign(np.where(np.abs(weights) < threshold, 0, weights))
+        rows.append((share, threshold, float(np.mean(predict(model, examples).argmax(axis=1) == examples.labels))))
+    for variable, weights in zip(variables, original, strict=True):
+        variable.assign(weights)
+    return rows

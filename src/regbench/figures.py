@@ -1,5 +1,6 @@
-"""seaborn figures of the summary and the curves. A regularizer has one colour everywhere, by its place in params."""
+"""seaborn figures of the runs. A regularizer has one colour everywhere, by its place in params."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -10,46 +11,77 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
+from regbench import summary
+
 FOLDER = Path("plots")
 
 
-def draw(summary, curves):
+def draw(settings, runs):
     """Draw every figure as a PNG into plots/.
 
     Args:
-        summary: as from `summary.summarize`.
-        curves: as from `summary.curves`.
+        settings: `params.Params`.
+        runs: as from `summary.read_runs`.
+
+    Returns:
+        [(path, caption)], in the order of a report.
     """
     sns.set_theme(style="whitegrid", context="notebook")
-    palette = dict(zip(summary, sns.color_palette("colorblind", len(summary)), strict=True))
-    curves = pd.DataFrame(curves)
+    names = list(settings.reg)
+    palette = dict(zip(names, sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)), strict=True))
+    curves = pd.DataFrame(summary.curves(runs))
     figures = {
-        "reg_loss": reg_loss(curves, palette),
-        "learning_curves": learning_curves(curves, palette),
-        "accuracy": accuracy(summary, palette),
+        "accuracy": (
+            accuracy(settings, runs, palette),
+            "Accuracy, difference to the baseline and generalization gap, with 95 % intervals",
+        ),
+        "learning_curves": (learning_curves(curves, palette), "Cross-entropy and accuracy by epoch"),
+        "reg_loss": (reg_loss(curves, palette), "Regularization loss by epoch"),
+        "norms": (norms(curves, palette), "Norm of the kernels by epoch, backbone and head"),
+        "weights": (weights(runs, palette), "How large the weights are at the end"),
+        "layers": (layers(runs, palette), "What each layer's kernel came to"),
+        "pruning": (pruning(runs, palette), "Validation accuracy with the smallest weights set to 0"),
+        "strength": (strength(settings, runs, palette), "Test accuracy over strength"),
     }
     FOLDER.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        # A fixed date and program keep the bytes the same where the picture is.
-        figure.savefig(FOLDER / f"{name}.png", dpi=120, bbox_inches="tight", metadata={"Software": None})
+    drawn = []
+    for name, (figure, caption) in figures.items():
+        # A fixed program keeps the bytes the same where the picture is.
+        figure.savefig(FOLDER / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
-    return [FOLDER / f"{name}.png" for name in figures]
+        drawn.append((FOLDER / f"{name}.png", caption))
+    return drawn
 
 
-def reg_loss(curves, palette):
-    """Reg loss after each epoch, a line a regularizer, with the range over seeds as a band."""
-    penalised = curves[curves.groupby("regularizer")["reg_loss"].transform("max") > 0]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    if len(penalised):
-        _lines(penalised, "reg_loss", palette, axes)
-        axes.set_yscale("log")
-    axes.set(title="Regularization loss", xlabel="epoch", ylabel="sum of penalties (log scale)")
-    _whole_epochs(axes, curves)
+def accuracy(settings, runs, palette):
+    """Accuracy on test (filled) and training images (hollow), difference to the baseline, gap: with intervals."""
+    groups, compared = summary.by_name(runs), summary.differences(settings, runs)
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11.5, 1.5 + 0.5 * len(groups)), sharey=True, width_ratios=(1.5, 1, 1)
+    )
+    for position, (name, group) in enumerate(groups.items()):
+        _interval(left, summary.accuracy(group, "train"), position - 0.17, palette[name], filled=False)
+        _interval(left, summary.accuracy(group), position + 0.17, palette[name])
+        if name in compared:
+            _interval(middle, compared[name][0], position, palette[name], percent=100)
+        _interval(right, summary.gap(group), position, palette[name], percent=100)
+    left.set_yticks(range(len(groups)), list(groups))
+    left.set_ylim(len(groups) - 0.5, -0.5)
+    left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    left.set(title="Accuracy", xlabel="test ●   training ○")
+    baseline = settings.report.baseline
+    middle.set(title=f"Test accuracy − {baseline}'s" if baseline else "No baseline", xlabel="points")
+    right.set(title="Generalization gap", xlabel="training − test, points")
+    for axes in (middle, right):
+        axes.axvline(0, color="0.4", linewidth=1)
+    for axes in (left, middle, right):
+        axes.grid(axis="y", visible=False)
+    figure.tight_layout()
     return figure
 
 
 def learning_curves(curves, palette):
-    """Cross-entropy and accuracy by epoch, training dashed, validation drawn through."""
+    """Cross-entropy and accuracy by epoch, training dashed, validation drawn through; bands are ranges over seeds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
     for axes, metric, label in ((left, "cross_entropy", "cross-entropy"), (right, "accuracy", "accuracy")):
         both = pd.concat(
@@ -61,30 +93,167 @@ def learning_curves(curves, palette):
         _lines(both, "value", palette, axes, style="split", dashes={"validation": "", "training": (3, 2)})
         axes.set(title=label.capitalize(), xlabel="epoch", ylabel=label)
         _whole_epochs(axes, curves)
-    left.get_legend().remove()
-    sns.move_legend(right, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    _one_legend(left, right)
     figure.tight_layout()
     return figure
 
 
-def accuracy(summary, palette):
-    """Accuracy on train and test, a bar a regularizer; the distance is the generalization gap."""
-    longest = max(max(row["train_accuracy"], row["test_accuracy"]) for row in summary.values())
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.75 * len(summary)))
-    for position, (name, row) in enumerate(summary.items()):
-        for offset, split, alpha in ((-0.2, "train", 0.45), (0.2, "test", 1.0)):
-            value = row[f"{split}_accuracy"]
-            axes.barh(position + offset, value, 0.38, color=palette[name], alpha=alpha)
-            axes.text(value + 0.01, position + offset, f"{split} {value:.1%}", va="center", fontsize=10)
-    axes.set_yticks(range(len(summary)), list(summary))
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(
-        title="Accuracy on training and test images",
-        xlabel="accuracy",
-        xlim=(0, 1.15 * longest + 0.08),
-    )
+def reg_loss(curves, palette):
+    """Reg loss after each epoch, whole and the Dense head's part of it; bands are ranges over seeds."""
+    penalised = curves[curves.groupby("regularizer")["reg_loss"].transform("max") > 0]
+    figure, axes = plt.subplots(figsize=(8, 4))
+    if len(penalised):
+        parts = pd.concat(
+            [
+                penalised.assign(part="whole", value=penalised["reg_loss"]),
+                penalised.assign(part="head", value=penalised["reg_loss_head"]),
+            ]
+        )
+        _lines(parts[parts["value"] > 0], "value", palette, axes, style="part", dashes={"whole": "", "head": (3, 2)})
+        axes.set_yscale("log")
+        sns.move_legend(axes, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    axes.set(title="Regularization loss", xlabel="epoch", ylabel="sum of penalties (log scale)")
+    _whole_epochs(axes, curves)
     return figure
+
+
+def norms(curves, palette):
+    """√Σw² of the kernels after each epoch, backbone and head."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), sharex=True)
+    for axes, part in ((left, "backbone"), (right, "head")):
+        _lines(curves, f"norm_{part}", palette, axes)
+        axes.set(title=f"Norm of the {part}", xlabel="epoch", ylabel="√Σw²", ylim=(0, None))
+        _whole_epochs(axes, curves)
+    _one_legend(left, right)
+    figure.tight_layout()
+    return figure
+
+
+def weights(runs, palette):
+    """Share of the kernel weights by size, mean over seeds."""
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for name, group in summary.by_name(runs).items():
+        counts = sum(pd.DataFrame(run.weights)["weights"] for run in group)
+        ends = pd.DataFrame(group[0].weights)[["log10_low", "log10_high"]]
+        inner = ends["log10_low"] > -math.inf
+        zeros = counts[~inner].sum() / counts.sum()
+        label = f"{name} ({zeros:.0%} smaller, or 0)" if zeros >= 0.005 else name
+        axes.stairs(
+            (counts / counts.sum())[inner][:-1],
+            [*ends["log10_low"][inner]],
+            color=palette[name],
+            linewidth=1.8,
+            label=label,
+        )
+    axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:.0f}}}$")
+    axes.set(title="Size of the kernel weights", xlabel="|w|", ylabel="share of all, per tenth of a decade")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def layers(runs, palette):
+    """By layer, from the stem to the head: root mean square weight, near-zero share, effective learning rate."""
+    table = pd.concat([pd.DataFrame(run.layers).assign(regularizer=run.name) for run in runs])
+    table["rms"] = (table["sum_squares"] / table["weights"]) ** 0.5
+    table["zero"] = table["near_zero"] / table["weights"]
+    table["rate"] = pd.to_numeric(table["effective_learning_rate"], errors="coerce")
+    order = list(dict.fromkeys(table["layer"]))
+    table["place"] = table["layer"].map(order.index)
+    shown = [("rms", "√(mean of w²)", "log"), ("zero", "near zero", "linear"), ("rate", "learning rate / Σw²", "log")]
+    shown = [panel for panel in shown if table[panel[0]].notna().any()]
+    figure, panels = plt.subplots(len(shown), 1, figsize=(11, 2.3 * len(shown)), sharex=True)
+    for axes, (column, label, scale) in zip(panels, shown, strict=True):
+        sns.lineplot(
+            table[table[column].notna()],
+            x="place",
+            y=column,
+            hue="regularizer",
+            palette=palette,
+            errorbar=("pi", 100),
+            marker=".",
+            ax=axes,
+        )
+        axes.set(ylabel=label, yscale=scale, xlabel="")
+    panels[0].set_title("Kernel by kernel, from the stem to the head")
+    ticks = [place for place, name in enumerate(order) if name.endswith("_depthwise") or "_" not in name]
+    panels[-1].set_xticks(ticks, [order[tick].replace("_depthwise", "") for tick in ticks], rotation=60, ha="right")
+    for axes in panels[1:]:
+        axes.get_legend().remove()
+    sns.move_legend(panels[0], "upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    figure.align_ylabels()
+    figure.tight_layout()
+    return figure
+
+
+def pruning(runs, palette):
+    """Validation accuracy over the share of kernel weights that were set to 0; bands are ranges over seeds."""
+    table = pd.concat([pd.DataFrame(run.pruning).assign(regularizer=run.name) for run in runs])
+    figure, axes = plt.subplots(figsize=(8, 4))
+    sns.lineplot(
+        table,
+        x="pruned",
+        y="validation_accuracy",
+        hue="regularizer",
+        palette=palette,
+        errorbar=("pi", 100),
+        marker="o",
+        ax=axes,
+    )
+    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.set(title="Accuracy after pruning", xlabel="smallest kernel weights set to 0", ylabel="validation accuracy")
+    axes.set_ylim(0, None)
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    return figure
+
+
+def strength(settings, runs, palette):
+    """Test accuracy over strength, a panel a kind and scope, with the baseline as a band."""
+    groups, panels = summary.by_name(runs), {}
+    for name in groups:
+        line = settings.regularizer(name)
+        if len(line.strengths) == 1 and line.strengths[0][1] > 0:
+            kind, value = line.strengths[0]
+            panels.setdefault((kind, line.scope), []).append((value, name))
+    figure, axes = plt.subplots(
+        1, max(1, len(panels)), figsize=(max(5, 3.8 * len(panels)), 3.8), sharey=True, squeeze=False
+    )
+    baseline = settings.report.baseline
+    for panel, ((kind, scope), points) in zip(axes[0], panels.items(), strict=False):
+        values = sorted(points)
+        estimates = [summary.accuracy(groups[name]) for _, name in values]
+        panel.plot([value for value, _ in values], [estimate.value for estimate in estimates], color="0.6", zorder=1)
+        for (value, name), estimate in zip(values, estimates, strict=True):
+            _interval(panel, estimate, value, palette[name], upright=True)
+        panel.set(title=f"{kind}, {scope.replace('_', ' ')}", xlabel="strength", xscale="log")
+        panel.set_xlim(values[0][0] / 3, values[-1][0] * 3)
+    for panel in axes[0]:
+        if baseline:
+            reference = summary.accuracy(groups[baseline])
+            panel.axhspan(reference.low, reference.high, color=palette[baseline], alpha=0.18, linewidth=0)
+            panel.axhline(reference.value, color=palette[baseline], linestyle="--", label=baseline)
+            panel.legend(loc="best", frameon=False)
+        panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes[0][0].set_ylabel("test accuracy")
+    figure.tight_layout()
+    return figure
+
+
+def _interval(axes, estimate, position, color, *, filled=True, percent=1, upright=False):
+    """A dot with its interval."""
+    value, ends = percent * estimate.value, [percent * estimate.low, percent * estimate.high]
+    errors = [[value - ends[0]], [ends[1] - value]]
+    x, y = (position, value) if upright else (value, position)
+    axes.errorbar(
+        x,
+        y,
+        **{"yerr" if upright else "xerr": errors},
+        fmt="o",
+        color=color,
+        markerfacecolor=color if filled else "white",
+        capsize=4,
+        zorder=2,
+    )
 
 
 def _lines(curves, y, palette, axes, **style):
@@ -100,6 +269,12 @@ def _lines(curves, y, palette, axes, **style):
         ax=axes,
         **style,
     )
+
+
+def _one_legend(left, right):
+    """Of two panels, one legend right of both."""
+    left.get_legend().remove()
+    sns.move_legend(right, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 
 def _whole_epochs(axes, curves):

@@ -19,7 +19,15 @@ BOTTLENECKS = (
 
 
 def mobilenet_v2(
-    input_shape, num_classes, *, regularizer=None, head_regularizer=None, width=1.0, batch_norm_momentum=0.99
+    input_shape,
+    num_classes,
+    *,
+    regularizer=None,
+    regularize_depthwise=True,
+    head_regularizer=None,
+    width=1.0,
+    batch_norm=True,
+    batch_norm_momentum=0.99,
 ):
     """Build the network: floats in, logits out.
 
@@ -27,11 +35,16 @@ def mobilenet_v2(
     that of `keras.applications.MobileNetV2` wherever every stride-2 block meets an even map, so for sides that
     32 divides; at odd maps this one pads bottom and right only, as the article does.
 
+    With `batch_norm=False` each convolution has a bias instead, and initial weights that keep the variance of what
+    it reads (K. He et al., 2015, arXiv 1502.01852): with Keras's own, the signal fades out over 50 layers.
+
     Args:
         input_shape: (height, width, channels) of an image.
         num_classes: number of logits.
-        regularizer: `keras.Regularizer` of every convolution kernel, depthwise ones included, or None.
+        regularizer: `keras.Regularizer` of every convolution kernel, or None.
+        regularize_depthwise: whether depthwise kernels are among them.
         head_regularizer: `keras.Regularizer` of the kernel and the bias of the final Dense layer, or None.
+        batch_norm: whether batch normalization follows each convolution.
         batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
         width: multiplier of every layer's channels, rounded to a multiple of 8; 1.0 is the article's.
 
@@ -40,17 +53,32 @@ def mobilenet_v2(
         one scalar for each penalised weight: 52 kernels, and 2 more in a penalised head.
     """
 
+    def initializer(gain, taps=None):
+        if batch_norm:
+            return "glorot_uniform"
+        if taps:  # Keras would count a depthwise filter's inputs over all channels
+            return keras.initializers.RandomNormal(stddev=(gain / taps) ** 0.5)
+        return keras.initializers.VarianceScaling(gain, "fan_in", "truncated_normal")
+
     def normalize(x, name):
-        return BatchNormalization(momentum=batch_norm_momentum, name=f"{name}_bn")(x)
+        return BatchNormalization(momentum=batch_norm_momentum, name=f"{name}_bn")(x) if batch_norm else x
 
     def activate(x, name):
         return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
 
-    def pointwise(x, filters, name):
-        x = PointwiseConv2D(filters, use_bias=False, kernel_regularizer=regularizer, name=name)(x)
+    def pointwise(x, filters, name, gain):
+        x = PointwiseConv2D(
+            filters,
+            use_bias=not batch_norm,
+            kernel_initializer=initializer(gain),
+            kernel_regularizer=regularizer,
+            name=name,
+        )(x)
         return normalize(x, name)
 
     def expand(x, filters, name):
+        if not batch_norm:  # the input is linear: a gain of 1 keeps its variance
+            return activate(pointwise(x, filters, name, gain=1.0), name)
         return ExpandConv2D(filters, momentum=batch_norm_momentum, kernel_regularizer=regularizer, name=name)(x)
 
     def depthwise(x, stride, name):
@@ -62,8 +90,9 @@ def mobilenet_v2(
         x = DepthwiseConv2D(
             strides=stride,
             padding=padding,
-            use_bias=False,
-            depthwise_regularizer=regularizer,
+            use_bias=not batch_norm,
+            depthwise_initializer=initializer(2.0, taps=9),
+            depthwise_regularizer=regularizer if regularize_depthwise else None,
             name=name,
         )(x)
         return activate(normalize(x, name), name)
@@ -71,20 +100,27 @@ def mobilenet_v2(
     inputs = keras.Input(input_shape, name="image")
     channels = _scaled(32, width)
     x = keras.layers.Conv2D(
-        channels, 3, strides=2, padding="same", use_bias=False, kernel_regularizer=regularizer, name="stem"
+        channels,
+        3,
+        strides=2,
+        padding="same",
+        use_bias=not batch_norm,
+        kernel_initializer=initializer(1.0),
+        kernel_regularizer=regularizer,
+        name="stem",
     )(inputs)
     x = activate(normalize(x, "stem"), "stem")
 
     x = depthwise(x, 1, "block0_depthwise")
     channels = _scaled(16, width)
-    x = pointwise(x, channels, "block0_project")
+    x = pointwise(x, channels, "block0_project", gain=2.0)
 
     for index, (filters, stride) in enumerate(BOTTLENECKS, start=1):
         name, shortcut = f"block{index}", x
         x = expand(x, 6 * channels, f"{name}_expand")
         x = depthwise(x, stride, f"{name}_depthwise")
         filters = _scaled(filters, width)
-        x = pointwise(x, filters, f"{name}_project")
+        x = pointwise(x, filters, f"{name}_project", gain=2.0)
         if stride == 1 and channels == filters:
             x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
         channels = filters

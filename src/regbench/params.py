@@ -16,8 +16,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from regbench import errors
 from regbench.errors import UserError
 
-KINDS = ("l1", "l2")
-"""The penalties that `regbench.regularizers` knows."""
+KINDS = {
+    "l1": "strength × Σ|w|, in the loss",
+    "l2": "strength × Σw², in the loss",
+    "orthogonal": "strength × ‖WᵀW − I‖², in the loss",
+    "weight_decay": "w shrinks by learning rate × strength × w before each step",
+    "proximal_l1": "w moves to 0 by learning rate × strength after each step, and stays there",
+}
+"""What a line under `reg:` can do, by kind; `regbench.regularizers` has a function of the same name for each."""
+
+SCOPES = ("all", "backbone", "head", "no_depthwise")
+"""Which weights: all; the convolution kernels; kernel and bias of the Dense head; all but depthwise kernels."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 NAME_RULE = "a small letter, then small letters, digits or underscores"
@@ -71,6 +80,7 @@ class Model(Section):
     """The network's shape, and where penalties apply."""
 
     width: float = Field(ge=0.1, le=4, description="a number from 0.1 to 4")
+    batch_norm: bool = Field(description="true or false")
     batch_norm_momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     regularize_head: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         description="a list of keys under reg, such as [l2]"
@@ -99,59 +109,51 @@ class Evaluate(Section):
     """What is measured of a trained model."""
 
     near_zero: float = Field(ge=0, le=1, description="a number from 0 to 1")
+    pruning: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], BeforeValidator(_list)] = Field(
+        description="a list of numbers from 0, below 1"
+    )
+
+
+class Report(Section):
+    """How the runs are compared."""
+
+    baseline: str | None = Field(description="a key under reg that the others are compared with, or null")
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """One line under `reg:`: its strengths by kind, and whether they cover the head too."""
+class Regularizer:
+    """One line under `reg:`: strengths by kind, none for no regularizer, and which weights it covers."""
 
     name: str
     strengths: tuple[tuple[str, float], ...]
-    head: bool
+    scope: str | None = None
 
 
 STRENGTH_RULE = "a number from 0 to 1000"
 
 
-def _spell_out(reg):
-    """`l2: 0.001` is short for `l2: {l2: 0.001}`, and `none: 0` for no penalty at all."""
-    if not isinstance(reg, dict):
-        return reg
-    return {
-        name: value
-        if isinstance(value, dict)
-        else {}
-        if name == "none" and value == 0 and not isinstance(value, bool)
-        else {name: value}
-        for name, value in reg.items()
-    }
-
-
-Strength = Annotated[float, Field(ge=0, le=1000)]
-
-
 class Params(Section):
-    """All of params.yaml.
-
-    `reg` maps each name to its strengths by kind: `{"l2": {"l2": 0.001}}`; `penalty(name)` is the way to read it.
-    """
+    """All of params.yaml. `regularizer(name)` is the way to read a line of `reg`."""
 
     data: Data
     model: Model
-    reg: Annotated[dict[str, dict[str, Strength]], BeforeValidator(_spell_out)] = Field(
+    reg: dict[str, Regularizer] = Field(
         min_length=1, description="a mapping with a line for each regularizer, such as l2: 0.001"
     )
     train: Train
     evaluate: Evaluate
+    report: Report
 
     def require(self, name):
         """Raise a `UserError` unless `name` is a key under `reg`."""
         if name not in self.reg:
             raise UserError(f"{name} is no key under reg: in params.yaml; {_nearest(name, self.reg)}")
 
-    def penalty(self, name):
-        """The `Penalty` of one key under `reg`."""
-        return Penalty(name, tuple(self.reg[name].items()), name in self.model.regularize_head)
+    def regularizer(self, name):
+        """The `Regularizer` of one key under `reg`, its scope settled."""
+        line = self.reg[name]
+        scope = line.scope or ("all" if name in self.model.regularize_head else "backbone")
+        return Regularizer(name, line.strengths, scope)
 
 
 def load(path="params.yaml"):
@@ -170,14 +172,15 @@ def load(path="params.yaml"):
     if not isinstance(raw, dict):
         raise ParamsError(path, [f"should hold the sections {', '.join(Params.model_fields)}"])
 
-    problems = list(_reg_problems(raw.get("reg")))
+    problems = []
+    if isinstance(raw.get("reg"), dict):
+        raw["reg"] = {name: _regularizer(name, value, problems) for name, value in raw["reg"].items()}
     params = None
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        for details in error.errors():
-            if details["loc"][0] != "reg" or len(details["loc"]) == 1:
-                problems.append(_describe(details))
+        # The lines of `reg` have been read by then, with what is wrong there.
+        problems.extend(_describe(it) for it in error.errors() if it["loc"][0] != "reg" or len(it["loc"]) == 1)
     if not problems:
         problems.extend(_cross_checks(params))
     if problems:
@@ -185,28 +188,34 @@ def load(path="params.yaml"):
     return params
 
 
-def _reg_problems(reg):
-    """Problems of the lines under `reg:`, whose keys are the user's own."""
-    for name, value in reg.items() if isinstance(reg, dict) else ():
-        key = f"reg.{name}"
-        if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
-            yield f"{key}: a regularizer's name is {NAME_RULE}, 40 at most"
-        elif isinstance(value, dict):
-            if not value:
-                yield f"{key}: names no penalty; write for example {{l1: 1e-5, l2: 1e-4}}"
-            for kind, strength in value.items():
-                if kind not in KINDS:
-                    yield f"{key}.{kind}: unknown kind of penalty; {_nearest(kind, KINDS)}"
-                elif not _is_strength(strength):
-                    yield f"{key}.{kind}: {_show(strength)} is not allowed; it should be {STRENGTH_RULE}"
-        elif name == "none":
-            if isinstance(value, bool) or value != 0:
-                yield f"{key}: {_show(value)} is not allowed; none is no penalty, so it should be 0"
-        elif name not in KINDS:
-            hint = _nearest(name, (*KINDS, "none"))
-            yield f"{key}: unknown kind of penalty; {hint}. Under a name of your own, write a mapping: {{l2: 0.001}}"
-        elif not _is_strength(value):
-            yield f"{key}: {_show(value)} is not allowed; it should be {STRENGTH_RULE}"
+def _regularizer(name, value, problems):
+    """A line under `reg:` as a `Regularizer`, or None where it can't be one, with the reasons put to `problems`."""
+    key, before = f"reg.{name}", len(problems)
+    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
+        problems.append(f"{key}: a regularizer's name is {NAME_RULE}, 40 at most")
+        return None
+    if name == "none":
+        if isinstance(value, bool) or value != 0:
+            problems.append(f"{key}: {_show(value)} is not allowed; none is no regularizer, so it should be 0")
+        return Regularizer(name, ())
+    spelled_out = isinstance(value, dict)
+    strengths = dict(value) if spelled_out else {name: value}
+    scope = strengths.pop("scope", None) if spelled_out else None
+    if scope not in (None, *SCOPES):
+        problems.append(f"{key}.scope: {_show(scope)} is not allowed; {_nearest(scope, SCOPES)}")
+    if not strengths:
+        problems.append(f"{key}: names no kind of regularizer; write for example {{l1: 1e-5, l2: 1e-4}}")
+    for kind, strength in strengths.items():
+        within = f"{key}.{kind}" if spelled_out else key
+        if kind not in KINDS:
+            hint = _nearest(kind, KINDS if spelled_out else (*KINDS, "none"))
+            own = "" if spelled_out else ". Under a name of your own, write a mapping: {l2: 0.001}"
+            problems.append(f"{within}: unknown kind of regularizer; {hint}{own}")
+        elif not _is_strength(strength):
+            problems.append(f"{within}: {_show(strength)} is not allowed; it should be {STRENGTH_RULE}")
+    if len(problems) > before:
+        return None
+    return Regularizer(name, tuple((kind, float(strength)) for kind, strength in strengths.items()), scope)
 
 
 def _is_strength(value):
@@ -224,6 +233,11 @@ def _cross_checks(params):
         if name not in params.reg and name not in KINDS:
             hint = _nearest(name, (*params.reg, *KINDS))
             yield f"model.regularize_head: {_show(name)} is no key under reg; {hint}"
+        elif name in params.reg and params.reg[name].scope:
+            yield f"model.regularize_head: {_show(name)} has a scope of its own under reg; leave it out here"
+    baseline = params.report.baseline
+    if baseline is not None and baseline not in params.reg:
+        yield f"report.baseline: {_show(baseline)} is no key under reg; {_nearest(baseline, params.reg)}"
 
 
 def _describe(details):

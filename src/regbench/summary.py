@@ -1,37 +1,69 @@
-"""Many runs → one row a regularizer, and the curves that `dvc plots` overlays.
+"""Many runs → one row a regularizer, the curves that `dvc plots` overlays, and the verdict in words.
 
 What counts are the keys of params, not the folders that lie in `runs/`: removed keys leave files behind.
 """
 
 import csv
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from regbench import errors
+from regbench import errors, evidence, files
 from regbench.errors import UserError
 
 SUMMARY = Path("metrics/summary.json")
 CURVES = Path("plots/curves.csv")
-HISTORY_COLUMNS = ("epoch", "reg_loss", "cross_entropy", "accuracy", "val_cross_entropy", "val_accuracy")
+REPORT = Path("report.md")
+HISTORY_COLUMNS = (
+    "epoch",
+    "reg_loss",
+    "reg_loss_backbone",
+    "reg_loss_head",
+    "norm_backbone",
+    "norm_head",
+    "cross_entropy",
+    "accuracy",
+    "val_cross_entropy",
+    "val_accuracy",
+)
 CURVE_COLUMNS = ("regularizer", "seed", *HISTORY_COLUMNS)
 
-METRICS = {
-    "test_accuracy": lambda run: run["test"]["accuracy"],
-    "test_cross_entropy": lambda run: run["test"]["cross_entropy"],
+MEANS = {
     "validation_accuracy": lambda run: run["validation"]["accuracy"],
-    "train_accuracy": lambda run: run["train"]["accuracy"],
+    "test_cross_entropy": lambda run: run["test"]["cross_entropy"],
+    "test_calibration_error": lambda run: run["test"]["calibration_error"],
     "generalization_gap": lambda run: run["generalization_gap"],
     "reg_loss": lambda run: run["reg_loss"],
+    "exact_zeros": lambda run: run["exact_zeros"],
     "near_zero": lambda run: run["near_zero"],
 }
-"""What stands in the summary, each the mean over seeds; accuracies, gap and near_zero are fractions."""
+"""What stands in the summary as the mean over seeds; accuracies, gap and shares of weights are fractions."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` and `evaluate` left of one run. The tables are lists of dicts, numbers as floats."""
+
+    folder: Path
+    name: str
+    seed: int
+    evaluation: dict
+    history: list
+    layers: list
+    weights: list
+    pruning: list
+
+    @cached_property
+    def correct(self):
+        """Which test images the model has right, in their order: list of bool."""
+        return [
+            row["label"] == row["prediction"] for row in _table(self.folder, "predictions") if row["split"] == "test"
+        ]
 
 
 def read_runs(settings, folder="runs"):
-    """The evaluation and the history of each run that params name.
-
-    Returns:
-        [(evaluation: dict, history: list of dict, numbers as floats)], regularizers in the order of params.
+    """The `Run`s that params name, regularizers in the order of params.
 
     Raises:
         UserError: a run is missing or damaged.
@@ -42,50 +74,185 @@ def read_runs(settings, folder="runs"):
             run = Path(folder) / f"{name}-{seed}"
             try:
                 evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-                with open(run / "history.csv", newline="", encoding="utf-8") as file:
-                    history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+                tables = {table: _table(run, table) for table in ("history", "layers", "weights", "pruning")}
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(
                     f"{run} is missing or damaged ({error}); run `dvc repro evaluate@{name}-{seed}`"
                 ) from None
-            runs.append((evaluation, history))
+            runs.append(Run(run, name, seed, evaluation, **tables))
     return runs
 
 
-def summarize(runs):
-    """{regularizer: {metric: mean over seeds}}, rounded to 6 digits, with `seeds`, how many there are."""
-    by_name = {}
-    for evaluation, _ in runs:
-        by_name.setdefault(evaluation["regularizer"], []).append(evaluation)
-    return {
-        name: {metric: round(sum(map(value, group)) / len(group), 6) for metric, value in METRICS.items()}
-        | {"seeds": len(group)}
-        for name, group in by_name.items()
-    }
+def _table(folder, name):
+    def number(text):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def by_name(runs):
+    """{regularizer: its runs, one a seed}, in order."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    return groups
+
+
+def accuracy(group, split="test"):
+    """Accuracy of one regularizer on a split: mean over seeds, or of one seed with the interval of a proportion."""
+    values = [run.evaluation[split]["accuracy"] for run in group]
+    if len(values) > 1:
+        return evidence.mean_over_seeds(values)
+    images = group[0].evaluation[split]["images"]
+    return evidence.proportion(round(values[0] * images), images)
+
+
+def gap(group):
+    """Generalization gap of one regularizer: mean over seeds, or of one seed by its two proportions."""
+    if len(group) > 1:
+        return evidence.mean_over_seeds([run.evaluation["generalization_gap"] for run in group])
+    return evidence.difference(accuracy(group, "train"), accuracy(group, "test"))
+
+
+def against(baseline, group):
+    """Test accuracy of one regularizer minus the baseline's: paired by seed, or by image where there is one seed."""
+    if len(group) > 1:
+        pairs = zip(baseline, group, strict=True)
+        return evidence.mean_over_seeds(
+            [run.evaluation["test"]["accuracy"] - base.evaluation["test"]["accuracy"] for base, run in pairs]
+        )
+    return evidence.paired_proportions(baseline[0].correct, group[0].correct)
+
+
+def differences(settings, runs):
+    """{regularizer: (`evidence.Estimate` of its difference to the baseline, p-value after Holm's correction)}."""
+    groups, baseline = by_name(runs), settings.report.baseline
+    found = {name: against(groups[baseline], group) for name, group in groups.items() if name != baseline and baseline}
+    corrected = evidence.holm([estimate.p for estimate in found.values()])
+    return {name: (estimate, p) for (name, estimate), p in zip(found.items(), corrected, strict=True)}
+
+
+def summarize(settings, runs):
+    """{regularizer: {metric: number}}, rounded to 6 digits: what `dvc metrics diff` shows.
+
+    `test_accuracy` has the ends of its 95 % interval, as has `difference`, that to the baseline, with Holm's
+    `p_value`. `validation_pick` is 1 for the regularizer with the best validation accuracy, else 0.
+    """
+    compared, groups = differences(settings, runs), by_name(runs)
+    summary = {}
+    for name, group in groups.items():
+        tested = accuracy(group)
+        row = {"test_accuracy": tested.value, "test_accuracy_low": tested.low, "test_accuracy_high": tested.high}
+        if len(group) > 1:
+            row["test_accuracy_sd"] = evidence.standard_deviation([run.evaluation["test"]["accuracy"] for run in group])
+        if name in compared:
+            estimate, p = compared[name]
+            row |= {
+                "difference": estimate.value,
+                "difference_low": estimate.low,
+                "difference_high": estimate.high,
+                "p_value": p,
+            }
+        row |= {metric: sum(value(run.evaluation) for run in group) / len(group) for metric, value in MEANS.items()}
+        summary[name] = {metric: round(value, 6) for metric, value in row.items()} | {"seeds": len(group)}
+    best = max(summary, key=lambda name: summary[name]["validation_accuracy"])
+    for name, row in summary.items():
+        row["validation_pick"] = int(name == best)
+    return summary
 
 
 def curves(runs):
     """A row for each run and epoch: {column of `CURVE_COLUMNS`: value}."""
     return [
-        {"regularizer": evaluation["regularizer"], "seed": evaluation["seed"]}
+        {"regularizer": run.name, "seed": run.seed}
         | {column: row[column] for column in HISTORY_COLUMNS}
         | {"epoch": int(row["epoch"])}
-        for evaluation, history in runs
-        for row in history
+        for run in runs
+        for row in run.history
     ]
 
 
-def write(runs):
+def write(settings, runs):
     """Write metrics/summary.json and plots/curves.csv; returns summary and curves."""
-    summary, rows = summarize(runs), curves(runs)
-    SUMMARY.parent.mkdir(exist_ok=True)
-    CURVES.parent.mkdir(exist_ok=True)
-    SUMMARY.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with open(CURVES, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CURVE_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    summary, rows = summarize(settings, runs), curves(runs)
+    files.write_json(SUMMARY, summary)
+    files.write_csv(CURVES, CURVE_COLUMNS, (row.values() for row in rows))
     return summary, rows
+
+
+def verdicts(settings, summary, test_images):
+    """What the numbers say, a sentence each, for people.
+
+    Args:
+        settings: `params.Params`.
+        summary: as from `summarize`.
+        test_images: how many images the accuracies are from.
+    """
+    seeds, baseline = len(settings.train.seeds), settings.report.baseline
+    compared = [name for name in summary if name != baseline] if baseline else []
+    correction = f" after Holm's correction for {len(compared)} comparisons" if len(compared) > 1 else ""
+    for name in compared:
+        row = summary[name]
+        numbers = f"{_points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}{correction}"
+        word = verdict(row)
+        if word == "can't tell":
+            yield f"Between {name} and {baseline} the data can't tell: {numbers}."
+        elif seeds > 1:
+            yield f"{name} is {word} than {baseline}: {numbers}."
+        else:
+            yield f"The model with {name} is {word} than the one with {baseline} on these test images: {numbers}."
+    pick = next(name for name, row in summary.items() if row["validation_pick"])
+    row = summary[pick]
+    yield f"Validation picks {pick}: {row['validation_accuracy']:.1%} there, {row['test_accuracy']:.1%} on test."
+    if seeds > 1:
+        yield (
+            f"n = {seeds} seeds, {test_images:,} test images; intervals of 95 % by Student's t over seeds, differences "
+            "paired by seed."
+        )
+    else:
+        yield (
+            f"n = 1 seed, {test_images:,} test images; intervals of 95 % for the choice of test images, differences by "
+            "McNemar's exact test. What another seed would give they don't know: add to train.seeds."
+        )
+
+
+def verdict(row):
+    """better, worse or can't tell: whether a row's difference to the baseline is real at 5 %."""
+    return "can't tell" if row["p_value"] >= 0.05 else "better" if row["difference"] > 0 else "worse"
+
+
+def _points(fraction):
+    return f"{100 * fraction:+.1f}".replace("-", "−")
+
+
+def _interval(row, key="difference"):
+    return f"[{_points(row[f'{key}_low'])}, {_points(row[f'{key}_high'])}]"
+
+
+def _p(p):
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+COLUMNS = {
+    "test acc": lambda row: f"{row['test_accuracy']:.1%}",
+    "95 % interval": lambda row: f"[{row['test_accuracy_low']:.1%}, {row['test_accuracy_high']:.1%}]",
+    "difference": lambda row: f"{_points(row['difference'])} {_interval(row)}" if "difference" in row else "",
+    "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
+    "": lambda row: verdict(row) if "difference" in row else "",
+    "val acc": lambda row: f"{row['validation_accuracy']:.1%}{'*' if row['validation_pick'] else ' '}",
+    "gap": lambda row: _points(row["generalization_gap"]),
+    "reg loss": lambda row: f"{row['reg_loss']:.4f}",
+    "near 0": lambda row: f"{row['near_zero']:.1%}",
+}
+"""The table for people: heading, and what stands below it for a row of the summary."""
+
+LEGEND = (
+    "acc: accuracy; difference: to {baseline}, in points; *: picked by validation; gap: train − test accuracy, points"
+)
 
 
 def table(summary):
@@ -94,7 +261,7 @@ def table(summary):
     from rich.table import Table
 
     table = Table(
-        title="metrics/summary.json",
+        title=str(SUMMARY),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -102,35 +269,62 @@ def table(summary):
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    for heading in ("test acc", "test c-e", "val acc", "train acc", "gap", "reg loss", "near 0", "seeds"):
+    for heading in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in summary.items():
-        table.add_row(
-            name,
-            f"{row['test_accuracy']:.1%}",
-            f"{row['test_cross_entropy']:.4f}",
-            f"{row['validation_accuracy']:.1%}",
-            f"{row['train_accuracy']:.1%}",
-            f"{100 * row['generalization_gap']:+.1f}",
-            f"{row['reg_loss']:.4f}",
-            f"{row['near_zero']:.1%}",
-            str(row["seeds"]),
-        )
+        table.add_row(name, *(cell(row) for cell in COLUMNS.values()))
     return table
 
 
+def write_report(settings, summary, test_images, figures):
+    """Write report.md: table, verdict in words, figures.
+
+    Args:
+        settings: `params.Params`.
+        summary: as from `summarize`.
+        test_images: how many images the accuracies are from.
+        figures: [(path, caption)], as from `figures.draw`.
+    """
+    chosen, options = settings.data, settings.train
+    headings = [heading or "verdict" for heading in COLUMNS]
+    lines = [
+        "# Report",
+        "",
+        f"{chosen.dataset}, {chosen.image_size} px, {options.epochs} epochs. Made by `dvc repro` from `params.yaml`; "
+        "all digits are in `metrics/summary.json`.",
+        "",
+        f"| regularizer | {' | '.join(headings)} |",
+        f"|{'---|' * (len(headings) + 1)}",
+        *(f"| {name} | {' | '.join(cell(row) for cell in COLUMNS.values())} |" for name, row in summary.items()),
+        "",
+        LEGEND.format(baseline=settings.report.baseline or "no baseline").replace("*", "\\*") + ".",
+        "",
+        *(f"- {sentence}" for sentence in verdicts(settings, summary, test_images)),
+    ]
+    for path, caption in figures:
+        lines += ["", f"![{caption}]({path.as_posix()})"]
+    with files.whole(REPORT) as file:
+        file.write("\n".join(lines) + "\n")
+
+
 def show():
-    """Print the table of the last report, and where its figures are."""
+    """Print the table of the last report, what it says, and where its figures are."""
     from rich.console import Console
 
+    from regbench import params
+
+    settings = params.load()
     try:
         summary = json.loads(SUMMARY.read_text(encoding="utf-8"))
+        said = [line[2:] for line in REPORT.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
     except (OSError, ValueError) as error:
-        raise UserError(f"{SUMMARY} can't be read ({error}); run `dvc repro`") from None
+        raise UserError(f"{SUMMARY} or {REPORT} can't be read ({error}); run `dvc repro`") from None
     console = Console()
     console.print(table(summary))
-    console.print("acc: accuracy; c-e: cross-entropy, without penalty; gap: train − test accuracy", style="dim")
-    console.print(f"Figures: {', '.join(map(str, sorted(Path('plots').glob('*.png'))))}")
+    console.print(LEGEND.format(baseline=settings.report.baseline or "no baseline"), style="dim", highlight=False)
+    for sentence in said:
+        console.print(sentence, highlight=False)
+    console.print(f"Report: {REPORT}    Figures: {', '.join(map(str, sorted(Path('plots').glob('*.png'))))}")
     console.print("All curves on one page: dvc plots show    What changed: dvc metrics diff")
 
 

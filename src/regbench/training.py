@@ -4,7 +4,6 @@ A run is a function of code, params, data and seed. After each epoch its state g
 name is a hash of all four, so that a killed run goes on where it was, and a changed one never resumes by mistake.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from regbench import dataset, regularizers, runtime
+from regbench import dataset, files, regularizers, runtime
 from regbench.mobilenet import mobilenet_v2
 
 SCRATCH = Path(".regbench/checkpoints")
@@ -25,6 +24,10 @@ HISTORY = (
     "loss",
     "cross_entropy",
     "reg_loss",
+    "reg_loss_backbone",
+    "reg_loss_head",
+    "norm_backbone",
+    "norm_head",
     "accuracy",
     "val_loss",
     "val_cross_entropy",
@@ -44,14 +47,13 @@ def build(settings, name, image_shape, num_classes):
         num_classes: number of logits.
     """
     size = settings.data.image_size
-    regularizer, head_regularizer = regularizers.build(settings.penalty(name))
     network = mobilenet_v2(
         (size, size, image_shape[-1]),
         num_classes,
-        regularizer=regularizer,
-        head_regularizer=head_regularizer,
         width=settings.model.width,
+        batch_norm=settings.model.batch_norm,
         batch_norm_momentum=settings.model.batch_norm_momentum,
+        **regularizers.build(settings.regularizer(name)),
     )
     images = keras.Input(image_shape, dtype="uint8", name="uint8_image")
     x = images
@@ -113,11 +115,7 @@ def train(settings, name, seed, data="data", out=None):
     # Without loss and optimizer, which are of no use after the last step.
     keras.saving.save_model(keras.Model(model.input, model.output, name=model.name), beside)
     beside.replace(out / "model.keras")
-    with open(out / "history.csv.partial", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, HISTORY)
-        writer.writeheader()
-        writer.writerows(history)
-    (out / "history.csv.partial").replace(out / "history.csv")
+    files.write_csv(out / "history.csv", HISTORY, ([row[key] for key in HISTORY] for row in history))
     checkpoint.remove()
 
 
@@ -168,13 +166,23 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class SGD(keras.optimizers.SGD):
-    """`keras.optimizers.SGD` without Nesterov's momentum, each weight updated by one operation instead of several."""
+    """`keras.optimizers.SGD` without Nesterov's momentum, and what regularizers do to a weight before and after.
+
+    A weight is updated by one operation instead of several. One whose `regularizer` is a `regularizers.Regularizer`
+    passes through its `before_step` and `after_step`.
+    """
 
     def update_step(self, gradient, variable, learning_rate):
         rate = tf.cast(learning_rate, variable.dtype)
         gradient = tf.cast(gradient, variable.dtype)
+        # What arrives is TensorFlow's variable; Keras's, which knows its regularizer, has the same index.
+        index = self._get_variable_index(variable)
+        regularizer = self._trainable_variables[index].regularizer
+        acts = isinstance(regularizer, regularizers.Regularizer)
+        if acts and regularizer.acts_before:
+            variable.assign(regularizer.before_step(tf.convert_to_tensor(variable), rate))
         if self.momentum:
-            velocity = self.momentums[self._get_variable_index(variable)]
+            velocity = self.momentums[index]
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=variable.handle,
                 accum=velocity.value.handle,
@@ -184,11 +192,37 @@ class SGD(keras.optimizers.SGD):
             )
         else:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+        if acts and regularizer.acts_after:
+            variable.assign(regularizer.after_step(tf.convert_to_tensor(variable), rate))
 
 
 def reg_loss(model):
     """The sum of `model.losses`: what the penalties add to the loss with the weights as they are now."""
     return float(sum(model.losses))
+
+
+def kernels(model):
+    """The layers that have a kernel, from the stem to the head, as (layer, kernel variable)."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += kernels(layer)
+        elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense):
+            found.append((layer, layer.kernel))
+    return found
+
+
+def backbone_and_head(model):
+    """Reg loss and norm of the convolutions and of the Dense head: √Σw² of their kernels, batch norm's aside."""
+    *backbone, (head, head_kernel) = kernels(model)
+    return {
+        "reg_loss_backbone": float(sum(loss for layer, _ in backbone for loss in layer.losses)),
+        "reg_loss_head": float(sum(head.losses)),
+        "norm_backbone": float(
+            np.sqrt(sum(np.square(kernel.numpy(), dtype=np.float64).sum() for _, kernel in backbone))
+        ),
+        "norm_head": float(np.linalg.norm(head_kernel.numpy().astype(np.float64))),
+    }
 
 
 class Recorder(keras.callbacks.Callback):
@@ -213,6 +247,7 @@ class Recorder(keras.callbacks.Callback):
         row = {key: float(logs[key]) for key in HISTORY if key in logs}
         row["epoch"] = epoch + 1
         row["reg_loss"] = reg_loss(self.model)
+        row |= backbone_and_head(self.model)
         row["seconds"] = round(self.seconds, 3)
         row["images_per_second"] = round(self.images / self.seconds, 1)
         self.history.append({key: row[key] for key in HISTORY})
@@ -267,6 +302,8 @@ def _key(settings, name, seed, prepared):
         digest.update(file.read_bytes())
     chosen = settings.model_dump(mode="json", include={"data", "model", "train"})
     del chosen["train"]["seeds"]
-    chosen |= {"reg": settings.reg[name], "name": name, "seed": seed, "data_sha256": prepared.info["sha256"]}
+    line = settings.regularizer(name)
+    chosen |= {"reg": line.strengths, "scope": line.scope}
+    chosen |= {"name": name, "seed": seed, "data_sha256": prepared.info["sha256"]}
     digest.update(json.dumps(chosen, sort_keys=True).encode())
     return f"{name}-{seed}-{digest.hexdigest()[:16]}"
