@@ -15,11 +15,12 @@ jobs=${JOBS:-$(python -m regbench.runtime "$count")}
 if [ "$jobs" -gt 1 ] && [ "$count" -gt 1 ]; then
     echo "$count runs, $jobs at a time"
     # Each line of output begins with the run it is from. Through the pipe come lines instead of progress bars.
+    # Without --wait-for-lock, dvc gives up after 3 seconds that another run keeps the lock.
     xargs -P "$jobs" -I{} bash -o pipefail -c '
-        python -m dvc repro --quiet --single-item train@{} evaluate@{} 2>&1 | while IFS= read -r line; do
+        python -m dvc --wait-for-lock repro --quiet --single-item train@{} evaluate@{} 2>&1 | while IFS= read -r line; do
             case $line in {}*) ;; *) line="{}: $line" ;; esac
             printf "%s\n" "$line"
-        done' <<<"$runs" ||
+        done || exit 1' <<<"$runs" || # dvc ends with 255, at which xargs would start no more
         { echo "error: some runs failed, as said above; the others are done"; exit 1; }
 fi
 python -m dvc repro --quiet

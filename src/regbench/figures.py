@@ -67,13 +67,16 @@ def accuracy(settings, runs, palette):
         _interval(right, summary.gap(group), position, palette[name], percent=100)
     left.set_yticks(range(len(groups)), list(groups))
     left.set_ylim(len(groups) - 0.5, -0.5)
-    left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     left.set(title="Accuracy", xlabel="test ●   training ○")
     baseline = settings.report.baseline
     middle.set(title=f"Test accuracy − {baseline}'s" if baseline else "No baseline", xlabel="points")
     right.set(title="Generalization gap", xlabel="training − test, points")
     for axes in (middle, right):
         axes.axvline(0, color="0.4", linewidth=1)
+    _at_least(left, 0.05)
+    _at_least(middle, 2)
+    _at_least(right, 2)
     for axes in (left, middle, right):
         axes.grid(axis="y", visible=False)
     figure.tight_layout()
@@ -161,7 +164,7 @@ def layers(runs, palette):
     table["place"] = table["layer"].map(order.index)
     shown = [("rms", "√(mean of w²)", "log"), ("zero", "near zero", "linear"), ("rate", "learning rate / Σw²", "log")]
     shown = [panel for panel in shown if table[panel[0]].notna().any()]
-    figure, panels = plt.subplots(len(shown), 1, figsize=(11, 2.3 * len(shown)), sharex=True)
+    figure, panels = plt.subplots(len(shown), 1, figsize=(11, 2.4 * len(shown)), sharex=True, layout="constrained")
     for axes, (column, label, scale) in zip(panels, shown, strict=True):
         sns.lineplot(
             table[table[column].notna()],
@@ -174,14 +177,14 @@ def layers(runs, palette):
             ax=axes,
         )
         axes.set(ylabel=label, yscale=scale, xlabel="")
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     panels[0].set_title("Kernel by kernel, from the stem to the head")
-    ticks = [place for place, name in enumerate(order) if name.endswith("_depthwise") or "_" not in name]
+    ticks = [place for place, name in enumerate(order) if name.endswith("_depthwise") or name == "head"]
     panels[-1].set_xticks(ticks, [order[tick].replace("_depthwise", "") for tick in ticks], rotation=60, ha="right")
-    for axes in panels[1:]:
+    handles, labels = panels[0].get_legend_handles_labels()
+    for axes in panels:
         axes.get_legend().remove()
-    sns.move_legend(panels[0], "upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    figure.align_ylabels()
-    figure.tight_layout()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
 
 
@@ -215,27 +218,31 @@ def strength(settings, runs, palette):
         if len(line.strengths) == 1 and line.strengths[0][1] > 0:
             kind, value = line.strengths[0]
             panels.setdefault((kind, line.scope), []).append((value, name))
-    figure, axes = plt.subplots(
-        1, max(1, len(panels)), figsize=(max(5, 3.8 * len(panels)), 3.8), sharey=True, squeeze=False
-    )
+    columns = max(1, min(3, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    size = (max(5, 3.8 * columns), 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     baseline = settings.report.baseline
-    for panel, ((kind, scope), points) in zip(axes[0], panels.items(), strict=False):
+    for panel, ((kind, scope), points) in zip(axes.flat, panels.items(), strict=False):
         values = sorted(points)
         estimates = [summary.accuracy(groups[name]) for _, name in values]
         panel.plot([value for value, _ in values], [estimate.value for estimate in estimates], color="0.6", zorder=1)
         for (value, name), estimate in zip(values, estimates, strict=True):
             _interval(panel, estimate, value, palette[name], upright=True)
         panel.set(title=f"{kind}, {scope.replace('_', ' ')}", xlabel="strength", xscale="log")
-        panel.set_xlim(values[0][0] / 3, values[-1][0] * 3)
-    for panel in axes[0]:
+        panel.set_xlim(values[0][0] / 5, values[-1][0] * 5)
+        panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    for place, panel in enumerate(axes.flat):
+        panel.set_visible(place < max(1, len(panels)))
         if baseline:
             reference = summary.accuracy(groups[baseline])
             panel.axhspan(reference.low, reference.high, color=palette[baseline], alpha=0.18, linewidth=0)
             panel.axhline(reference.value, color=palette[baseline], linestyle="--", label=baseline)
             panel.legend(loc="best", frameon=False)
-        panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-    axes[0][0].set_ylabel("test accuracy")
-    figure.tight_layout()
+        panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    for panel in axes[:, 0]:
+        panel.set_ylabel("test accuracy")
+    _at_least(axes[0][0], 0.05, "y")
     return figure
 
 
@@ -254,6 +261,13 @@ def _interval(axes, estimate, position, color, *, filled=True, percent=1, uprigh
         capsize=4,
         zorder=2,
     )
+
+
+def _at_least(axes, span, direction="x"):
+    """Widen an axis that is narrower than `span`, so that nothing looks like a difference that is none."""
+    low, high = getattr(axes, f"get_{direction}lim")()
+    if high - low < span:
+        getattr(axes, f"set_{direction}lim")((low + high - span) / 2, (low + high + span) / 2)
 
 
 def _lines(curves, y, palette, axes, **style):

@@ -194,10 +194,9 @@ def verdicts(settings, summary, test_images):
     """
     seeds, baseline = len(settings.train.seeds), settings.report.baseline
     compared = [name for name in summary if name != baseline] if baseline else []
-    correction = f" after Holm's correction for {len(compared)} comparisons" if len(compared) > 1 else ""
     for name in compared:
         row = summary[name]
-        numbers = f"{_points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}{correction}"
+        numbers = f"{_points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}"
         word = verdict(row)
         if word == "can't tell":
             yield f"Between {name} and {baseline} the data can't tell: {numbers}."
@@ -208,15 +207,16 @@ def verdicts(settings, summary, test_images):
     pick = next(name for name, row in summary.items() if row["validation_pick"])
     row = summary[pick]
     yield f"Validation picks {pick}: {row['validation_accuracy']:.1%} there, {row['test_accuracy']:.1%} on test."
+    several = f" p-values are corrected for {len(compared)} comparisons (Holm)." if len(compared) > 1 else ""
     if seeds > 1:
         yield (
-            f"n = {seeds} seeds, {test_images:,} test images; intervals of 95 % by Student's t over seeds, differences "
-            "paired by seed."
+            f"n = {seeds} seeds, {test_images:,} test images. Intervals of 95 % are Student's over seeds, differences "
+            f"paired by seed.{several}"
         )
     else:
         yield (
-            f"n = 1 seed, {test_images:,} test images; intervals of 95 % for the choice of test images, differences by "
-            "McNemar's exact test. What another seed would give they don't know: add to train.seeds."
+            f"n = 1 seed, {test_images:,} test images. Intervals of 95 % are for the choice of test images, p-values "
+            f"by McNemar's exact test.{several} What another seed would give they don't know: add to train.seeds."
         )
 
 
@@ -238,21 +238,33 @@ def _p(p):
 
 
 COLUMNS = {
-    "test acc": lambda row: f"{row['test_accuracy']:.1%}",
-    "95 % interval": lambda row: f"[{row['test_accuracy_low']:.1%}, {row['test_accuracy_high']:.1%}]",
+    "test": lambda row: (
+        f"{row['test_accuracy']:.1%} [{100 * row['test_accuracy_low']:.1f}, {100 * row['test_accuracy_high']:.1f}]"
+    ),
     "difference": lambda row: f"{_points(row['difference'])} {_interval(row)}" if "difference" in row else "",
-    "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
-    "": lambda row: verdict(row) if "difference" in row else "",
-    "val acc": lambda row: f"{row['validation_accuracy']:.1%}{'*' if row['validation_pick'] else ' '}",
-    "gap": lambda row: _points(row["generalization_gap"]),
+    "verdict": lambda row: verdict(row) if "difference" in row else "",
+    "val %": lambda row: f"{100 * row['validation_accuracy']:.1f}{'*' if row['validation_pick'] else ' '}",
     "reg loss": lambda row: f"{row['reg_loss']:.4f}",
-    "near 0": lambda row: f"{row['near_zero']:.1%}",
 }
-"""The table for people: heading, and what stands below it for a row of the summary."""
+"""The table for a terminal of 80 columns: heading, and what stands below it for a row of the summary."""
 
-LEGEND = (
-    "acc: accuracy; difference: to {baseline}, in points; *: picked by validation; gap: train − test accuracy, points"
-)
+MORE_COLUMNS = {
+    "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
+    "gap": lambda row: _points(row["generalization_gap"]),
+    "cross-entropy": lambda row: f"{row['test_cross_entropy']:.4f}",
+    "calibration error": lambda row: f"{row['test_calibration_error']:.3f}",
+    "near zero": lambda row: f"{row['near_zero']:.1%}",
+    "exactly zero": lambda row: f"{row['exact_zeros']:.1%}",
+}
+"""What report.md has besides."""
+
+LEGEND = "test, val: accuracy [95 % interval], * picked by validation; difference: to {baseline}, in points"
+MORE_LEGEND = "gap: training − test accuracy, in points; zeros: share of the kernel weights"
+
+
+def legend(settings):
+    """What the headings of `COLUMNS` mean."""
+    return LEGEND.format(baseline=settings.report.baseline or "no baseline")
 
 
 def table(summary):
@@ -269,10 +281,12 @@ def table(summary):
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in summary.items():
-        table.add_row(name, *(cell(row) for cell in COLUMNS.values()))
+    cells = {heading: [cell(row) for row in summary.values()] for heading, cell in COLUMNS.items()}
+    for heading, column in cells.items():
+        # Where it is too narrow for all, names give way, not numbers.
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, (heading, *column))))
+    for name, *row in zip(summary, *cells.values(), strict=True):
+        table.add_row(name, *row)
     return table
 
 
@@ -286,18 +300,21 @@ def write_report(settings, summary, test_images, figures):
         figures: [(path, caption)], as from `figures.draw`.
     """
     chosen, options = settings.data, settings.train
-    headings = [heading or "verdict" for heading in COLUMNS]
+    columns = COLUMNS | MORE_COLUMNS
     lines = [
         "# Report",
         "",
         f"{chosen.dataset}, {chosen.image_size} px, {options.epochs} epochs. Made by `dvc repro` from `params.yaml`; "
         "all digits are in `metrics/summary.json`.",
         "",
-        f"| regularizer | {' | '.join(headings)} |",
-        f"|{'---|' * (len(headings) + 1)}",
-        *(f"| {name} | {' | '.join(cell(row) for cell in COLUMNS.values())} |" for name, row in summary.items()),
+        f"| regularizer | {' | '.join(columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+        *(
+            f"| {name} | {' | '.join(cell(row).strip() for cell in columns.values())} |"
+            for name, row in summary.items()
+        ),
         "",
-        LEGEND.format(baseline=settings.report.baseline or "no baseline").replace("*", "\\*") + ".",
+        f"{legend(settings)}; {MORE_LEGEND}.".replace("*", "\\*"),
         "",
         *(f"- {sentence}" for sentence in verdicts(settings, summary, test_images)),
     ]
@@ -321,7 +338,7 @@ def show():
         raise UserError(f"{SUMMARY} or {REPORT} can't be read ({error}); run `dvc repro`") from None
     console = Console()
     console.print(table(summary))
-    console.print(LEGEND.format(baseline=settings.report.baseline or "no baseline"), style="dim", highlight=False)
+    console.print(legend(settings), style="dim", highlight=False)
     for sentence in said:
         console.print(sentence, highlight=False)
     console.print(f"Report: {REPORT}    Figures: {', '.join(map(str, sorted(Path('plots').glob('*.png'))))}")
