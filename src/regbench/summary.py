@@ -238,8 +238,8 @@ def _p(p):
 
 
 COLUMNS = {
-    "test": lambda row: (
-        f"{row['test_accuracy']:.1%} [{100 * row['test_accuracy_low']:.1f}, {100 * row['test_accuracy_high']:.1f}]"
+    "test %": lambda row: "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * row[f"test_accuracy{end}"] for end in ("", "_low", "_high"))
     ),
     "difference": lambda row: f"{_points(row['difference'])} {_interval(row)}" if "difference" in row else "",
     "verdict": lambda row: verdict(row) if "difference" in row else "",
