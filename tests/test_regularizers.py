@@ -1,9 +1,13 @@
 """The catalogue against Keras's own penalties, and against NumPy over several steps of the optimizer."""
 
+import re
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT, copy_project, tiny_params
 
 from regbench import params, regularizers, training
 from regbench.regularizers import Regularizer
@@ -148,3 +152,23 @@ def test_a_combination_does_what_its_parts_do():
 def test_none_is_nothing():
     built = regularizers.build(params.Regularizer("none", (), "backbone"))
     assert (built["regularizer"], built["head_regularizer"]) == (None, None)
+
+
+def test_the_example_in_the_docs_adds_a_kind(tmp_path, image_folder):
+    """What docs/regularizers.md shows, put where it says, trains under the name it gives."""
+    function, line = re.findall(r"```python\n(.+?)```", (ROOT / "docs/regularizers.md").read_text(), re.DOTALL)
+    changes = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.35}
+    settings = tiny_params(image_folder, **changes)
+    settings["reg"] = {"none": 0, "group_lasso": 0.0001}
+    repository = copy_project(tmp_path / "project", settings)
+    for file, before, added in (
+        ("regularizers", "@before_step\ndef", f"{function}\n\n"),
+        ("params", '    "weight_decay": "', line),
+    ):
+        path = repository.folder / f"src/regbench/{file}.py"
+        text = path.read_text()
+        assert text.count(before) == 1
+        path.write_text(text.replace(before, added + before))
+    repository.run(sys.executable, "stages/prepare.py")
+    output = repository.run(sys.executable, "stages/train.py", "group_lasso", "0")
+    assert float(re.search(r"reg loss ([\d.]+)", output)[1]) > 0

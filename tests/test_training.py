@@ -19,6 +19,12 @@ def deterministic():
     tf.config.experimental.enable_op_determinism()
 
 
+@pytest.fixture(autouse=True)
+def whole_precision():
+    """Training in half precision sets a policy that outlives it."""
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
 def prepared(settings, tmp_path, monkeypatch):
     """The tiny dataset in data/, and the working directory there."""
@@ -208,3 +214,39 @@ print(history["loss"], model.distribute_strategy.num_replicas_in_sync)
         assert int(replicas) == len(devices)
         losses.append([float(number.strip("[],")) for number in numbers])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_population_statistics_are_of_the_final_weights(prepared, settings):
+    """After training: the mean over batches at fixed weights, by Keras's own formula; weights are left alone."""
+    options = settings(**{"train.batch_norm_images": 64, "data.train_images": 160, "model.width": 0.35})
+    split = dataset.load("data", ("train",)).splits["train"]
+    keras.utils.set_random_seed(0)
+    model = training.build(options, "none", (32, 32, 3), 10)
+    training.compile(model, options.train, 5)
+    model.fit(split.images, split.labels, batch_size=32, verbose=0)
+    before = [weight.numpy() for weight in model.trainable_variables]
+    training.PopulationStatistics(model, split, options, seed=0).refresh(0)
+    for weight, old in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+    network = model.get_layer("mobilenet_v2")
+    stem = keras.Model(network.input, network.get_layer("stem").output)
+    batches = dataset.training_batches(split, batch_size=32, seed=0, flip=True, first_epoch=0, epochs=1)
+    outputs = [stem(images.numpy() / 127.5 - 1).numpy() for images, _ in batches.take(2)]
+    # The last of two steps counts 1 and the one before 0.99.
+    share = np.array([0.99, 1.0]) / 1.99
+    normalization = network.get_layer("stem_bn")
+    for moving, moment in ((normalization.moving_mean, np.mean), (normalization.moving_variance, np.var)):
+        expected = sum(part * moment(output, axis=(0, 1, 2)) for part, output in zip(share, outputs, strict=True))
+        np.testing.assert_allclose(moving.numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_no_population_statistics_where_none_are_asked_for(prepared, settings):
+    split = dataset.load("data", ("train",)).splits["train"]
+    for changes in ({"train.batch_norm_images": 0}, {"model.batch_norm": False}):
+        options = settings(**{"model.width": 0.35} | changes)
+        model = training.build(options, "none", (32, 32, 3), 10)
+        before = [weight.numpy() for weight in model.weights]
+        training.PopulationStatistics(model, split, options, seed=0).refresh(0)
+        for weight, old in zip(model.weights, before, strict=True):
+            np.testing.assert_array_equal(weight, old)

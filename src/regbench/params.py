@@ -101,6 +101,7 @@ class Train(Section):
     cooldown_epochs: int = _whole(0, 1000)
     momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     flip: bool = Field(description="true or false")
+    batch_norm_images: int = _whole(0, 10**9)
     precision: Literal["float32", "bfloat16", "float16"] = Field(description="float32, bfloat16 or float16")
     jit: bool = Field(description="true or false")
 

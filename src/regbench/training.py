@@ -87,7 +87,8 @@ def train(settings, name, seed, data="data", out=None):
         compile(model, options, steps)
     checkpoint = Checkpoint(model, SCRATCH / _key(settings, name, seed, prepared))
     history = checkpoint.restore()
-    recorder = Recorder(f"{name}-{seed}", history, options.epochs, len(training), checkpoint)
+    statistics = PopulationStatistics(model, training, settings, seed)
+    recorder = Recorder(f"{name}-{seed}", history, options.epochs, len(training), checkpoint, statistics)
     if len(history) < options.epochs:
         terminal = os.isatty(1)
         if terminal:
@@ -231,17 +232,18 @@ class Recorder(keras.callbacks.Callback):
     `seconds` and `images_per_second` are of the training steps alone, without validation.
     """
 
-    def __init__(self, title, history, epochs, images, checkpoint):
+    def __init__(self, title, history, epochs, images, checkpoint, statistics):
         super().__init__()
         self.title, self.history, self.epochs, self.images = title, history, epochs, images
-        self.checkpoint = checkpoint
+        self.checkpoint, self.statistics = checkpoint, statistics
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.perf_counter()
+        self.epoch, self.started = epoch, time.perf_counter()
         self.seconds = None
 
     def on_test_begin(self, logs=None):
         self.seconds = time.perf_counter() - self.started
+        self.statistics.refresh(self.epoch)
 
     def on_epoch_end(self, epoch, logs=None):
         row = {key: float(logs[key]) for key in HISTORY if key in logs}
@@ -260,6 +262,52 @@ class Recorder(keras.callbacks.Callback):
                 flush=True,
             )
         self.checkpoint.save(self.history)
+
+
+class PopulationStatistics:
+    """Batch normalization's means and variances for the weights as they are at the end of an epoch.
+
+    The moving averages of training are of the last steps' weights, not of these, and lag behind the faster the
+    weights change: the more a penalty shrinks them, the worse a model looks that is not worse. So after each epoch,
+    before validation, they are averaged anew over `train.batch_norm_images` training images at fixed weights.
+    Training does not read them and goes on as it would.
+
+    Y. Wu, J. Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576).
+    """
+
+    def __init__(self, model, training, settings, seed):
+        self.model, self.training, self.seed, self.options = model, training, seed, settings.train
+        self.momentum = settings.model.batch_norm_momentum
+        self.batches = -(-min(self.options.batch_norm_images, len(training)) // self.options.batch_size)
+        self.averages = [
+            variable for variable in model.variables if variable.path.endswith(("moving_mean", "moving_variance"))
+        ]
+
+        @tf.function
+        def forward(images):
+            runtime.strategy().run(lambda replica: model(replica, training=True), args=(images,))
+
+        self.forward = forward
+
+    def refresh(self, epoch):
+        """Take them from the first batches of this epoch; nothing where that is not asked for."""
+        if not self.batches or not self.averages:
+            return
+        for variable in self.averages:
+            variable.assign(tf.zeros_like(variable.value))
+        batches = dataset.training_batches(
+            self.training,
+            batch_size=self.options.batch_size,
+            seed=self.seed,
+            flip=self.options.flip,
+            first_epoch=epoch,
+            epochs=epoch + 1,
+        )
+        for images, _ in batches.take(self.batches):
+            self.forward(images)
+        # From zero, k steps of a moving average hold 1 − momentum^k of the mean.
+        for variable in self.averages:
+            variable.assign(variable.value / (1.0 - self.momentum**self.batches))
 
 
 class Checkpoint:
