@@ -52,6 +52,9 @@ def import_tfds():
     with stderr_held():
         import tensorflow as tf
         import tensorflow_datasets as tfds
+        from absl import logging
+
+        logging.set_verbosity(logging.ERROR)  # it warns of folders that a build of its own makes beside
 
         tf.config.set_visible_devices([], "GPU")
     return tfds
@@ -107,7 +110,7 @@ def jobs(settings, runs):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * GIB
-    # Measured: about 1 GiB for TensorFlow, the weights and their gradients, and 1.3 MiB an image of 32 pixels.
+    # At least an eighth above the peaks that benchmarks/results.json has of four sizes, from 32 px to 224 px.
     a_run = GIB + 1.3 * 2**20 * settings.train.batch_size * (settings.data.image_size / 32) ** 2
 
     def idle(at_a_time):
