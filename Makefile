@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test bench lint lock clean
+.PHONY: help setup repro test check pr-report bench lint lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
@@ -10,6 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 INSTALLED := .venv/installed
+BASE ?= origin/main
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,6 +32,12 @@ repro: $(INSTALLED) ## run what is out of date, JOBS=n runs side by side, and sh
 
 test: $(INSTALLED) ## run the tests
 	@python -m pytest
+
+check: $(INSTALLED) ## fail unless the committed results are those of params.yaml and the code
+	@python -m regbench.review check
+
+pr-report: $(INSTALLED) ## print what changed since BASE=origin/main, as Markdown
+	@python -m regbench.review report "$(BASE)" --images "$(IMAGES)"
 
 bench: $(INSTALLED) ## measure speed and memory beside the article's way; half an hour, on an idle machine
 	@python benchmarks/bench.py

@@ -17,7 +17,7 @@ def main():
 
     written, _ = summary.write(settings, runs)
     drawn = figures.draw(settings, runs)
-    summary.write_report(settings, written, runs[0].evaluation["test"]["images"], drawn)
+    summary.write_report(settings, runs, written, drawn)
     print(f"wrote {summary.SUMMARY}, {summary.CURVES}, {len(drawn)} figures in {figures.FOLDER} and {summary.REPORT}")
 
 

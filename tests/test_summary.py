@@ -133,12 +133,15 @@ def test_report_has_table_verdict_and_figures(runs_of, settings):
     options = runs_of(settings())
     runs = summary.read_runs(options)
     table, _ = summary.write(options, runs)
-    summary.write_report(options, table, IMAGES, figures.draw(options, runs))
+    summary.write_report(options, runs, table, figures.draw(options, runs))
     text = summary.REPORT.read_text()
     assert "| l2 | 70.0 [65.3, 74.3] | +20.0 [" in text
     assert all(f"- {sentence}\n" in text for sentence in summary.verdicts(options, table, IMAGES))
     pictures = re.findall(r"!\[.+\]\((plots/.+\.png)\)", text)
     assert len(pictures) == 8
+    assert list(summary.made_of(text)) == [
+        f"runs/{name}-0/{file}" for name in ("none", "l1", "l2") for file in ("evaluation.json", "history.csv")
+    ]
     assert all((summary.REPORT.parent / picture).exists() for picture in pictures)
 
 

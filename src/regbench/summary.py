@@ -4,7 +4,9 @@ What counts are the keys of params, not the folders that lie in `runs/`: removed
 """
 
 import csv
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,7 +198,7 @@ def verdicts(settings, summary, test_images):
     compared = [name for name in summary if name != baseline] if baseline else []
     for name in compared:
         row = summary[name]
-        numbers = f"{_points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}"
+        numbers = f"{points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}"
         word = verdict(row)
         if word == "can't tell":
             yield f"Between {name} and {baseline} the data can't tell: {numbers}."
@@ -225,12 +227,13 @@ def verdict(row):
     return "can't tell" if row["p_value"] >= 0.05 else "better" if row["difference"] > 0 else "worse"
 
 
-def _points(fraction):
+def points(fraction):
+    """A fraction as percentage points, with its sign."""
     return f"{100 * fraction:+.1f}".replace("-", "−")
 
 
 def _interval(row, key="difference"):
-    return f"[{_points(row[f'{key}_low'])}, {_points(row[f'{key}_high'])}]"
+    return f"[{points(row[f'{key}_low'])}, {points(row[f'{key}_high'])}]"
 
 
 def _p(p):
@@ -241,7 +244,7 @@ COLUMNS = {
     "test %": lambda row: "{:.1f} [{:.1f}, {:.1f}]".format(
         *(100 * row[f"test_accuracy{end}"] for end in ("", "_low", "_high"))
     ),
-    "difference": lambda row: f"{_points(row['difference'])} {_interval(row)}" if "difference" in row else "",
+    "difference": lambda row: f"{points(row['difference'])} {_interval(row)}" if "difference" in row else "",
     "verdict": lambda row: verdict(row) if "difference" in row else "",
     "val %": lambda row: f"{100 * row['validation_accuracy']:.1f}{'*' if row['validation_pick'] else ' '}",
     "reg loss": lambda row: f"{row['reg_loss']:.4f}",
@@ -250,7 +253,7 @@ COLUMNS = {
 
 MORE_COLUMNS = {
     "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
-    "gap": lambda row: _points(row["generalization_gap"]),
+    "gap": lambda row: points(row["generalization_gap"]),
     "cross-entropy": lambda row: f"{row['test_cross_entropy']:.4f}",
     "calibration error": lambda row: f"{row['test_calibration_error']:.3f}",
     "near zero": lambda row: f"{row['near_zero']:.1%}",
@@ -290,15 +293,16 @@ def table(summary):
     return table
 
 
-def write_report(settings, summary, test_images, figures):
-    """Write report.md: table, verdict in words, figures.
+def write_report(settings, runs, summary, figures):
+    """Write report.md: table, verdict in words, figures, and which files it was made of.
 
     Args:
         settings: `params.Params`.
+        runs: as from `read_runs`.
         summary: as from `summarize`.
-        test_images: how many images the accuracies are from.
         figures: [(path, caption)], as from `figures.draw`.
     """
+    test_images = runs[0].evaluation["test"]["images"]
     chosen, options = settings.data, settings.train
     columns = COLUMNS | MORE_COLUMNS
     lines = [
@@ -320,8 +324,19 @@ def write_report(settings, summary, test_images, figures):
     ]
     for path, caption in figures:
         lines += ["", f"![{caption}]({path.as_posix()})"]
+    lines += ["", "<!-- Made of, as MD5 and path:"]
+    for run in runs:
+        for name in ("evaluation.json", "history.csv"):
+            md5 = hashlib.md5((run.folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+            lines.append(f"{md5}  {(run.folder / name).as_posix()}")
+    lines.append("-->")
     with files.whole(REPORT) as file:
         file.write("\n".join(lines) + "\n")
+
+
+def made_of(text):
+    """{path: MD5} of the files that a report.md says it was made of."""
+    return {path: md5 for md5, path in re.findall(r"^([0-9a-f]{32})  (.+)$", text, re.MULTILINE)}
 
 
 def show():
