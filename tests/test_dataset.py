@@ -172,9 +172,38 @@ def test_folders_that_are_none(tmp_path, settings):
     with pytest.raises(UserError, match="two or more classes"):
         sources.find(str(tmp_path))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
     with pytest.raises(UserError, match="empty holds no images"):
         sources.find(str(tmp_path))
     (tmp_path / "empty/broken.png").write_bytes(b"no png")
     draw(tmp_path, "full/good.png", "RGB")
     with pytest.raises(UserError, match=r"broken\.png can't be read"):
         sources.find(str(tmp_path))
+
+
+def test_folders_of_splits(cifar10_sample, settings, tmp_path):
+    images, labels = cifar10_sample
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / "photos" / ("test" if index % 4 == 0 else "train") / f"class{label}" / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    chosen = settings(**{"data.train_images": None, "data.test_images": None}).data
+    info = dataset.prepare(sources.find(str(tmp_path / "photos")), chosen, tmp_path / "data")
+    assert info["sizes"] == {"train": 220, "validation": 80, "test": 100}
+    assert info["classes"] == [f"class{label}" for label in range(10)]
+    loaded = dataset.load(tmp_path / "data", dataset.SPLITS).splits
+    known = {
+        image.tobytes(): (label, index % 4 == 0)
+        for index, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+    for split, examples in loaded.items():
+        for image, label in zip(examples.images, examples.labels, strict=True):
+            assert known[image.tobytes()] == (label, split == "test")
+
+    (tmp_path / "photos/test/zebra").mkdir()
+    with pytest.raises(UserError, match=r"has classes that .*train has not: zebra"):
+        sources.find(str(tmp_path / "photos"))
+    # A class of that name beside others is a class.
+    (tmp_path / "photos/bus").mkdir()
+    draw(tmp_path, "photos/bus/one.png", "RGB")
+    assert sources.find(str(tmp_path / "photos")).classes == ("bus", "test", "train")

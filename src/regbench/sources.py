@@ -5,6 +5,7 @@ so that a set larger than memory is never held in it.
 """
 
 import difflib
+import itertools
 import os
 import subprocess
 import tempfile
@@ -19,6 +20,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regbench import cifar10, runtime
 from regbench.errors import UserError
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""Folders of these names, and no others, around the class folders are splits."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -66,24 +76,26 @@ def find(dataset):
 def _folder(dataset, path):
     if not path.is_dir():
         raise UserError(f"data.dataset: there is no folder {path}; it should hold a folder of images for each class")
-    # Code points, not the locale, decide the order: the same labels on every machine.
-    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        images = sorted(
-            file
-            for file in (path / name).rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
-        if not images:
-            raise UserError(f"data.dataset: the class folder {path / name} holds no images")
-        files += images
-        labels += [label] * len(images)
+    inside = _subfolders(path)
+    splits = {SPLIT_FOLDERS[name]: path / name for name in inside if name in SPLIT_FOLDERS}
+    if "train" not in splits or len(splits) < len(inside):
+        splits = {"train": path}
+    classes = _subfolders(splits["train"])
     if len(classes) < 2:
-        raise UserError(f"data.dataset: {path} should hold a folder of images for each of two or more classes")
+        raise UserError(
+            f"data.dataset: {splits['train']} should hold a folder of images for each of two or more classes"
+        )
+    files, labels = {}, {}
+    for split, folder in splits.items():
+        if unknown := set(_subfolders(folder)) - set(classes):
+            raise UserError(f"data.dataset: {folder} has classes that {splits['train']} has not: {', '.join(unknown)}")
+        # A class may be missing from a test split, not from training.
+        by_class = [_images(folder / name, needed=split == "train") for name in classes]
+        files[split] = list(itertools.chain(*by_class))
+        labels[split] = np.repeat(np.arange(len(classes), dtype=np.int64), list(map(len, by_class)))
 
     shapes, channels = set(), 1
-    for file in files:
+    for file in itertools.chain(*files.values()):
         with _opened(file) as image:
             # EXIF's orientations 5 to 8 lie on their side.
             turned = image.getexif().get(0x0112, 1) >= 5
@@ -92,11 +104,11 @@ def _folder(dataset, path):
 
     def read(split, indices):
         for index in indices:
-            with _opened(files[index]) as image:
+            with _opened(files[split][index]) as image:
                 try:
                     yield _pixels(ImageOps.exif_transpose(image), channels)
                 except OSError as error:
-                    raise UserError(f"{files[index]} is damaged: {error}") from None
+                    raise UserError(f"{files[split][index]} is damaged: {error}") from None
 
     return Source(
         name=dataset,
@@ -104,9 +116,26 @@ def _folder(dataset, path):
         classes=tuple(classes),
         shape=shapes.pop() if len(shapes) == 1 else None,
         channels=channels,
-        labels={"train": np.array(labels, np.int64)},
+        labels=labels,
         read=read,
     )
+
+
+def _subfolders(path):
+    """Names of the folders in a folder. Code points, not the locale, decide the order: the same labels everywhere."""
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder, needed):
+    """The image files in a folder and its subfolders, in order."""
+    found = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+    if needed and not found:
+        raise UserError(f"data.dataset: the class folder {folder} holds no images")
+    return found
 
 
 def _opened(file):
