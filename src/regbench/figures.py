@@ -67,6 +67,7 @@ def accuracy(settings, runs, palette):
         _interval(right, summary.gap(group), position, palette[name], percent=100)
     left.set_yticks(range(len(groups)), list(groups))
     left.set_ylim(len(groups) - 0.5, -0.5)
+    left.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
     left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     left.set(title="Accuracy", xlabel="test ●   training ○")
     baseline = settings.report.baseline
@@ -96,6 +97,7 @@ def learning_curves(curves, palette):
         _lines(both, "value", palette, axes, style="split", dashes={"validation": "", "training": (3, 2)})
         axes.set(title=label.capitalize(), xlabel="epoch", ylabel=label)
         _whole_epochs(axes, curves)
+    right.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     _one_legend(left, right)
     figure.tight_layout()
     return figure
