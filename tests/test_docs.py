@@ -1,0 +1,141 @@
+"""Every command in the README and under docs/ is run: here, by another test, or it says why not."""
+
+import re
+import shlex
+import time
+
+import pytest
+from conftest import ROOT, Repository, copy_project, tiny_params
+
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")))
+
+ELSEWHERE = {
+    "make test": "this is it",
+    "make repro": "test_pipeline.test_whole_comparison_side_by_side, and CI's clean clone",
+    "make check": "test_review",
+    "make pr-report BASE=origin/main": "test_review.test_clone_without_a_cache",
+    "dvc repro": "test_pipeline",
+    "dvc exp run -S reg.l2=0.0005": "test_pipeline.test_one_strength_trains_one_regularizer",
+    "dvc metrics diff main --md": "test_pipeline.test_a_clone_without_a_cache_compares_commits",
+    "dvc plots diff main -o dvc_plots": "test_pipeline.test_a_clone_without_a_cache_compares_commits",
+    "dvc exp run -S '+reg.elastic={l1: 1e-5, l2: 1e-4}'": "test_pipeline.test_one_more_regularizer_and_one_less",
+    "dvc exp run -S '~reg.l1'": "test_pipeline.test_one_more_regularizer_and_one_less",
+}
+NOT_RUN = {
+    "pip install -e '.[gpu]'": "two GB of CUDA packages",
+    "dvc exp run -S data.dataset=fashion_mnist": "needs its host; test_sources builds TFDS datasets of its own",
+    "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": "as below, smaller",
+    "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200 "
+    "-S data.image_size=96": "test_dataset prepares folders",
+    "dvc exp run -S data.image_size=224 -S data.train_images=null -S data.validation_images=test -S train.epochs=10 "
+    "-S train.learning_rate=0.1 -S train.schedule=constant -S train.warmup_epochs=0 -S train.cooldown_epochs=0 "
+    "-S train.flip=false -S train.batch_norm_images=0": "wants a GPU; the params are checked below",
+}
+
+
+def commands(page):
+    """The commands in a page's blocks of code, comments and continued lines put right."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        if language:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\s{2,}", " ", re.sub(r"\s+#.*", "", line)).strip()
+            if command.startswith(("dvc ", "make ", "pip ", "git ", "python ", "cp ")):
+                yield command
+
+
+@pytest.fixture(scope="module")
+def repository(image_folder, tmp_path_factory):
+    """The project at a tiny size, its results committed on main, with a second commit that changes a strength."""
+    changes = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
+    params = tiny_params(image_folder, **changes, **{"evaluate.pruning": []})
+    params["reg"] = {"none": 0, "l2": 0.01}
+    repository = copy_project(tmp_path_factory.mktemp("docs") / "project", params)
+    repository.dvc("repro", "-q")
+    repository.commit("results")
+    return repository
+
+
+def run(repository, command, **options):
+    return repository.run(*shlex.split(command), **options)
+
+
+def test_the_articles_setting_is_allowed(repository):
+    command = next(command for command in NOT_RUN if "image_size=224" in command)
+    output = run(repository, command.replace("exp run", "exp run --queue"))
+    assert "Queued experiment" in output
+    run(repository, "dvc queue remove --queued")
+
+
+def test_experiments_are_queued_shown_compared_and_applied(repository):
+    done = set()
+
+    def step(command):
+        done.add(command)
+        return run(repository, command)
+
+    assert step("dvc exp run --queue -S 'reg.l2=1e-5,1e-4,1e-3'").count("Queued experiment") == 3
+    step("dvc queue start -j 2")
+    for _ in range(120):
+        status = step("dvc queue status")
+        if not re.search(r"Queued|Running", status):
+            break
+        time.sleep(1)
+    assert status.count("Success") == 3, status
+    page = (ROOT / "docs/pull-requests.md").read_text()
+    table = step(next(command for command in commands("docs/pull-requests.md") if "exp show" in command))
+    assert table.count("Success") == 3 and "reg.l2" in table and "test_accuracy" in table
+    names = re.findall(r"\[([\w-]+)\]", run(repository, "dvc exp list"))
+    assert "`dvc exp diff randy-hunk stiff-grig --md`" in page and "`dvc exp apply randy-hunk`" in page
+    assert "l2.reg_loss" in run(repository, f"dvc exp diff {names[0]} {names[1]} --md")
+    run(repository, f"dvc exp apply {names[0]}")
+    repository.commit("applied")
+    assert step("dvc params diff main~1").count("reg.l2") == 1
+    assert "train@l2-0" in step("dvc dag")
+    listed = {command for command in commands("docs/pull-requests.md") if "queue" in command or "exp show" in command}
+    assert listed <= done
+
+
+def test_a_remote_instead_of_training(repository, tmp_path):
+    run(repository, f"dvc remote add --default store {shlex.quote(str(tmp_path / 'remote'))}")
+    repository.commit("a remote")
+    assert "pushed" in run(repository, "dvc push")
+    run(repository, "dvc push --all-commits")
+    repository.run("git", "clone", "-q", str(repository.folder), str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone")
+    assert "fetched" in run(clone, "dvc pull")
+    assert "up to date" in run(clone, "dvc repro")
+    # The strength of an earlier commit: through the remote, without training.
+    output = run(clone, "dvc exp run --pull -S reg.l2=0.01")
+    assert "Running stage 'train" not in output and "Running stage 'evaluate" not in output
+
+
+RUN_HERE = (
+    "dvc exp run --queue ",
+    "dvc queue ",
+    "dvc exp show ",
+    "dvc params diff main",
+    "dvc remote add ",
+    "dvc push",
+    "dvc exp run --pull ",
+    "dvc metrics diff --md",
+    "dvc plots diff -o dvc_plots",
+    "dvc exp run -S '+reg.head_l2=",
+)
+
+
+def test_a_scope_and_the_diff_of_an_experiment(repository):
+    run(repository, "dvc exp run -S '+reg.head_l2={l2: 1e-3, scope: head}'")
+    assert "head_l2.test_accuracy" in run(repository, "dvc metrics diff --md")
+    run(repository, "dvc plots diff -o dvc_plots")
+    assert (repository.folder / "dvc_plots/index.html").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_is_accounted_for(page):
+    unknown = [
+        command
+        for command in commands(page)
+        if command not in ELSEWHERE and command not in NOT_RUN and not command.startswith(RUN_HERE)
+    ]
+    assert not unknown
