@@ -253,6 +253,7 @@ COLUMNS = {
 
 MORE_COLUMNS = {
     "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
+    "sd": lambda row: f"{100 * row['test_accuracy_sd']:.1f}" if "test_accuracy_sd" in row else "",
     "gap": lambda row: points(row["generalization_gap"]),
     "cross-entropy": lambda row: f"{row['test_cross_entropy']:.4f}",
     "calibration error": lambda row: f"{row['test_calibration_error']:.3f}",
@@ -262,7 +263,7 @@ MORE_COLUMNS = {
 """What report.md has besides."""
 
 LEGEND = "test, val: accuracy [95 % interval], * picked by validation; difference: to {baseline}, in points"
-MORE_LEGEND = "gap: training − test accuracy, in points; zeros: share of the kernel weights"
+MORE_LEGEND = "sd: of the test accuracy over seeds, in points; gap: training − test accuracy, in points; zeros: share of the kernel weights"
 
 
 def legend(settings):
