@@ -263,7 +263,9 @@ MORE_COLUMNS = {
 """What report.md has besides."""
 
 LEGEND = "test, val: accuracy [95 % interval], * picked by validation; difference: to {baseline}, in points"
-MORE_LEGEND = "sd: of the test accuracy over seeds, in points; gap: training − test accuracy, in points; zeros: share of the kernel weights"
+MORE_LEGEND = (
+    "sd: of test accuracy over seeds, gap: training − test accuracy, in points; zeros: share of the kernel weights"
+)
 
 
 def legend(settings):
