@@ -192,3 +192,8 @@ def test_table_has_a_row_a_regularizer(runs_of, settings):
     for name, accuracy in (("none", "50.0 ["), ("l1", "60.0 ["), ("l2", "70.0 [")):
         assert any(name in line and accuracy in line for line in text.splitlines())
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("fraction", "shown"), [(0.0312, "+3.1"), (-0.1, "−10.0"), (-0.0004, "+0.0"), (0, "+0.0")])
+def test_points(fraction, shown):
+    assert summary.points(fraction) == shown

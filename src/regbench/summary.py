@@ -229,7 +229,7 @@ def verdict(row):
 
 def points(fraction):
     """A fraction as percentage points, with its sign."""
-    return f"{100 * fraction:+.1f}".replace("-", "−")
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no sign of zero
 
 
 def _interval(row, key="difference"):
