@@ -152,7 +152,7 @@ def weights(runs, palette):
         )
     axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:.0f}}}$")
     axes.set(title="Size of the kernel weights", xlabel="|w|", ylabel="share of all, per tenth of a decade")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return figure
 
 
