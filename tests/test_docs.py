@@ -7,6 +7,8 @@ import time
 import pytest
 from conftest import ROOT, Repository, copy_project, tiny_params
 
+from regbench import params
+
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")))
 
 ELSEWHERE = {
@@ -22,6 +24,7 @@ ELSEWHERE = {
     "dvc exp run -S '~reg.l1'": "test_pipeline.test_one_more_regularizer_and_one_less",
 }
 NOT_RUN = {
+    "cp docs/study/params.yaml params.yaml": "an hour of training with the next; its params are checked below",
     "pip install -e '.[gpu]'": "two GB of CUDA packages",
     "dvc exp run -S data.dataset=fashion_mnist": "needs its host; test_sources builds TFDS datasets of its own",
     "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": "as below, smaller",
@@ -48,9 +51,9 @@ def commands(page):
 def repository(image_folder, tmp_path_factory):
     """The project at a tiny size, its results committed on main, with a second commit that changes a strength."""
     changes = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
-    params = tiny_params(image_folder, **changes, **{"evaluate.pruning": []})
-    params["reg"] = {"none": 0, "l2": 0.01}
-    repository = copy_project(tmp_path_factory.mktemp("docs") / "project", params)
+    chosen = tiny_params(image_folder, **changes, **{"evaluate.pruning": []})
+    chosen["reg"] = {"none": 0, "l2": 0.01}
+    repository = copy_project(tmp_path_factory.mktemp("docs") / "project", chosen)
     repository.dvc("repro", "-q")
     repository.commit("results")
     return repository
@@ -65,6 +68,10 @@ def test_the_articles_setting_is_allowed(repository):
     output = run(repository, command.replace("exp run", "exp run --queue"))
     assert "Queued experiment" in output
     run(repository, "dvc queue remove --queued")
+
+
+def test_the_studys_params_are_current():
+    assert params.load(ROOT / "docs/study/params.yaml").train.seeds == (0, 1, 2)
 
 
 def test_experiments_are_queued_shown_compared_and_applied(repository):
