@@ -1,4 +1,4 @@
-"""Every command in the README and under docs/ is run: here, by another test, or it says why not."""
+"""Every command in a block of the README and of docs/ is run: here, by another test, or it says why not."""
 
 import re
 import shlex

@@ -140,7 +140,9 @@ def test_report_has_table_verdict_and_figures(runs_of, settings):
     pictures = re.findall(r"!\[.+\]\((plots/.+\.png)\)", text)
     assert len(pictures) == 8
     assert list(summary.made_of(text)) == [
-        f"runs/{name}-0/{file}" for name in ("none", "l1", "l2") for file in ("evaluation.json", "history.csv")
+        f"runs/{name}-0/{file}"
+        for name in ("none", "l1", "l2")
+        for file in ("evaluation.json", "history.csv", "layers.csv", "weights.csv", "pruning.csv", "predictions.csv")
     ]
     assert all((summary.REPORT.parent / picture).exists() for picture in pictures)
 

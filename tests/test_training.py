@@ -9,9 +9,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+import yaml
+from conftest import ROOT, tiny_params
 
-from regbench import dataset, evaluation, sources, training
+from regbench import dataset, evaluation, params, sources, training
+from regbench.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -250,3 +252,35 @@ def test_no_population_statistics_where_none_are_asked_for(prepared, settings):
         training.PopulationStatistics(model, split, options, seed=0).refresh(0)
         for weight, old in zip(model.weights, before, strict=True):
             np.testing.assert_array_equal(weight, old)
+
+
+def test_a_run_that_diverges_ends_with_the_epoch_and_the_likely_cause(prepared, settings):
+    options = settings(**{"model.width": 0.35, "train.batch_size": 8, "train.epochs": 5, "train.warmup_epochs": 0})
+    line = params.Regularizer("l2", (("l2", 1000.0),))
+    options = options.model_copy(update={"reg": {"none": options.reg["none"], "l2": line}})
+    with pytest.raises(
+        UserError, match=r"l2-0 diverged: its loss was (nan|inf) in epoch [12]; lower train.learning_rate"
+    ):
+        training.train(options, "l2", 0, out="run")
+    assert not (prepared / "run").exists()
+
+
+def test_whole_training_on_two_devices(prepared):
+    """Batch normalization's averages, validation and checkpoints among it, in a process of its own."""
+    script = """
+import functools, sys
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from regbench import params, runtime, training
+runtime.strategy = functools.partial(runtime.strategy, ["CPU:0", "CPU:1"])
+training.train(params.load(), "l2", 0, out="run")
+"""
+    changes = {"train.epochs": 2, "model.width": 0.35}
+    text = yaml.safe_dump(tiny_params(prepared / "images", **changes))
+    (prepared / "params.yaml").write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    rows = history(prepared / "run")
+    assert len(rows) == 2 and all(np.isfinite(row["val_cross_entropy"]) for row in rows)

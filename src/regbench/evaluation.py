@@ -34,7 +34,12 @@ def evaluate(settings, name, seed, data="data", out=None):
     prepared = dataset.load(data, dataset.SPLITS)
     splits, predictions = {}, []
     for split, examples in prepared.splits.items():
-        splits[split], rows = score(predict(model, examples), examples.labels)
+        logits = predict(model, examples)
+        if not np.isfinite(logits).all():
+            raise UserError(
+                f"{name}-{seed} diverged: its logits are not finite; lower train.learning_rate or its strength"
+            )
+        splits[split], rows = score(logits, examples.labels)
         if split != "train":
             predictions += [(split, *row) for row in rows]
     tested = np.array([row[2:4] for row in predictions if row[0] == "test"])

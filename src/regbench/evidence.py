@@ -29,7 +29,8 @@ def mean_over_seeds(values):
     n, mean = len(values), float(values.mean())
     error = float(values.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    # Without any spread, as on a handful of images, there is nothing to test against.
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
     return Estimate(mean, mean - half, mean + half, n, p)
 
 

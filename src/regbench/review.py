@@ -11,10 +11,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import yaml
 
-from regbench import errors, evidence, summary
+from regbench import errors, evidence, params, summary
 from regbench.errors import UserError
 
 STALE = "the committed results are not those of params.yaml and the code"
@@ -30,7 +31,11 @@ def check():
 
 def stale():
     """What has changed since the results were made, a line each."""
-    lock = yaml.safe_load(_read("dvc.lock"))["stages"]
+    settings = params.load()
+    runs = [f"{name}-{seed}" for name in settings.reg for seed in settings.train.seeds]
+    current = {"prepare", "report", *(f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs)}
+    # DVC keeps what it knows of stages that are gone.
+    lock = {name: it for name, it in yaml.safe_load(_read("dvc.lock"))["stages"].items() if name in current}
     return [*_stale_stages(), *_broken_chain(lock), *_stale_report(lock)]
 
 
@@ -98,15 +103,20 @@ def report(base, images=""):
     ):
         lines += [f"### {title}", "", *part, ""]
     figures = sorted(set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", _read(summary.REPORT))))
-    changed = [path for path in figures if _blob(common, path) != _file_blob(path)]
+    changed = [path for path in figures if _file_blob(path) not in (None, _blob(common, path))]
     if changed:
         lines += ["### Figures that changed", "", *(f"![{path}]({images}{path})" for path in changed), ""]
     return "\n".join(lines)
 
 
-def _changed_params(base):
+def _params_diff(base):
+    """{key: {"old": …, "new": …}}"""
     changes = json.loads(_run(sys.executable, "-m", "dvc", "params", "diff", base, "--json") or "{}")
-    rows = changes.get("params.yaml", {})
+    return changes.get("params.yaml", {})
+
+
+def _changed_params(base):
+    rows = _params_diff(base)
     if not rows:
         return ["None."]
     shown = (f"| {key} | {_value(row.get('old'))} | {_value(row.get('new'))} |" for key, row in rows.items())
@@ -117,12 +127,17 @@ def _value(value):
     return "–" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _changed_runs(base):
-    """Which runs are new, changed or gone, by their evaluation.json: it holds numbers only, no dates or seconds."""
-    before, now = (
+def _run_files(base):
+    """{run: MD5 of its evaluation.json} before and now: it holds numbers only, no dates or seconds."""
+    return [
         {path.split("/")[1]: md5 for path, md5 in summary.made_of(text).items() if path.endswith("evaluation.json")}
         for text in ((_blob(base, summary.REPORT) or b"").decode(), _read(summary.REPORT))
-    )
+    ]
+
+
+def _changed_runs(base):
+    """Which runs are new, changed or gone."""
+    before, now = _run_files(base)
     groups = {
         "new": [run for run in now if run not in before],
         "changed": [run for run in now if run in before and now[run] != before[run]],
@@ -135,23 +150,35 @@ def _changed_runs(base):
 def _changed_accuracy(base):
     """A row a regularizer: accuracy before and now, and in words whether it changed."""
     before, now = json.loads(_blob(base, summary.SUMMARY) or "{}"), json.loads(_read(summary.SUMMARY))
+    other_data = any(key.startswith("data.") for key in _params_diff(base))
+    files = [
+        {name: {run: md5 for run, md5 in runs.items() if run.rpartition("-")[0] == name} for name in {**before, **now}}
+        for runs in _run_files(base)
+    ]
     rows = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         cells = [f"{summary.COLUMNS['test %'](row)}, n = {row['seeds']}" if row else "–" for row in (old, new)]
         change, word = "", "new" if new else "gone"
         if old and new:
-            change, word = _compare(old, new)
+            if files[0][name] and files[0][name] == files[1][name]:
+                word = "the same"
+            elif other_data:
+                word = "other data"
+            elif old["seeds"] != new["seeds"]:
+                word = "other seeds"
+            else:
+                change, word = _compare(old, new)
         rows.append(f"| {name} | {' | '.join(cells)} | {change} | {word} |")
-    picks = [next((name for name, row in rows.items() if row["validation_pick"]), "–") for rows in (before, now)]
+    picks = [next((name for name, row in rows.items() if row.get("validation_pick")), "–") for rows in (before, now)]
     picked = f"Validation picks {picks[1]}" + (f", before {picks[0]}." if picks[0] != picks[1] else ", as before.")
     return [
         "| regularizer | before, % [95 %] | now, % [95 %] | change, points [95 %] | |",
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"{picked} n counts seeds. better, worse: the interval of the change leaves out 0; with one seed it does not "
-        "cover what another seed would give.",
+        f"{picked} n counts seeds. better, worse: the interval of the change leaves out 0, each regularizer by itself; "
+        "with one seed it does not cover what another seed would give.",
     ]
 
 
@@ -162,15 +189,13 @@ def _changed_metrics(base):
         f"| {name} | {metric} | {before[name][metric]:.6g} | {now[name][metric]:.6g} |"
         for name in now
         for metric in summary.MEANS
-        if metric in before.get(name, ()) and before[name][metric] != now[name][metric]
+        if metric in before.get(name, ()) and metric in now[name] and before[name][metric] != now[name][metric]
     ]
     return ["| regularizer | metric | before | now |", "|---|---|---|---|", *rows] if rows else ["None changed."]
 
 
 def _compare(old, new):
     """The change of test accuracy, its interval from those of both, and a word."""
-    if old == new:
-        return "", "the same"
     first, second = (
         evidence.Estimate(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"], row["seeds"])
         for row in (new, old)
@@ -196,8 +221,8 @@ def _blob(revision, path):
 
 
 def _file_blob(path):
-    with open(path, "rb") as file:
-        return file.read()
+    """A file's bytes in the workspace, or None."""
+    return Path(path).read_bytes() if Path(path).is_file() else None
 
 
 def _ignored(paths):

@@ -31,6 +31,9 @@ HISTORY_COLUMNS = (
 )
 CURVE_COLUMNS = ("regularizer", "seed", *HISTORY_COLUMNS)
 
+TABLES = ("history", "layers", "weights", "pruning")
+"""The CSV files of a run that a report is made of, besides its predictions."""
+
 MEANS = {
     "validation_accuracy": lambda run: run["validation"]["accuracy"],
     "test_cross_entropy": lambda run: run["test"]["cross_entropy"],
@@ -76,7 +79,8 @@ def read_runs(settings, folder="runs"):
             run = Path(folder) / f"{name}-{seed}"
             try:
                 evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-                tables = {table: _table(run, table) for table in ("history", "layers", "weights", "pruning")}
+                tables = {table: _table(run, table) for table in TABLES}
+                (run / "predictions.csv").stat()
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(
                     f"{run} is missing or damaged ({error}); run `dvc repro evaluate@{name}-{seed}`"
@@ -329,7 +333,7 @@ def write_report(settings, runs, summary, figures):
         lines += ["", f"![{caption}]({path.as_posix()})"]
     lines += ["", "<!-- Made of, as MD5 and path:"]
     for run in runs:
-        for name in ("evaluation.json", "history.csv"):
+        for name in ("evaluation.json", *(f"{table}.csv" for table in (*TABLES, "predictions"))):
             md5 = hashlib.md5((run.folder / name).read_bytes(), usedforsecurity=False).hexdigest()
             lines.append(f"{md5}  {(run.folder / name).as_posix()}")
     lines.append("-->")

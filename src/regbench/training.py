@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from regbench import dataset, files, regularizers, runtime
+from regbench.errors import UserError
 from regbench.mobilenet import mobilenet_v2
 
 SCRATCH = Path(".regbench/checkpoints")
@@ -247,6 +248,11 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         row = {key: float(logs[key]) for key in HISTORY if key in logs}
+        if not np.isfinite(row["loss"]):
+            raise UserError(
+                f"{self.title} diverged: its loss was {row['loss']} in epoch {epoch + 1}; lower train.learning_rate or "
+                "the strength of the regularizer"
+            )
         row["epoch"] = epoch + 1
         row["reg_loss"] = reg_loss(self.model)
         row |= backbone_and_head(self.model)
@@ -283,9 +289,19 @@ class PopulationStatistics:
             variable for variable in model.variables if variable.path.endswith(("moving_mean", "moving_variance"))
         ]
 
-        @tf.function
+        strategy = model.distribute_strategy
+        replicas = strategy.num_replicas_in_sync
+        run = tf.function(lambda share: strategy.run(lambda images: model(images, training=True), args=(share,)))
+
         def forward(images):
-            runtime.strategy().run(lambda replica: model(replica, training=True), args=(images,))
+            """Each replica takes its share of the batch, as in training."""
+            if replicas == 1:
+                return run(images)
+            return run(
+                strategy.experimental_distribute_values_from_function(
+                    lambda context: images[context.replica_id_in_sync_group :: replicas]
+                )
+            )
 
         self.forward = forward
 
