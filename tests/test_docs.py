@@ -25,6 +25,9 @@ ELSEWHERE = {
 }
 NOT_RUN = {
     "cp docs/study/params.yaml params.yaml": "an hour of training with the next; its params are checked below",
+    "dvc exp run -S 'train.seeds=[0,1,2]'": "test_pipeline.test_one_more_seed_trains_that_seed_only, with two",
+    'git commit -am "with batch normalization"': "between two experiments",
+    "dvc exp run -S model.batch_norm=false -S '~reg.l1'": "test_mobilenet builds it; knobs go as in test_pipeline",
     "pip install -e '.[gpu]'": "two GB of CUDA packages",
     "dvc exp run -S data.dataset=fashion_mnist": "needs its host; test_sources builds TFDS datasets of its own",
     "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": "as below, smaller",
