@@ -27,7 +27,7 @@ def mean_over_seeds(values):
     """Mean of two or more values with Student's interval, mean ± t(0.975, n − 1) · s / √n, and the t-test against 0."""
     values = np.asarray(values, np.float64)
     n, mean = len(values), float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(n)
+    error = standard_deviation(values) / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     # Without any spread, as on a handful of images, there is nothing to test against.
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0

@@ -14,6 +14,8 @@ import seaborn as sns
 from regbench import summary
 
 FOLDER = Path("plots")
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
+"""Where a legend stands: right of the picture."""
 
 
 def draw(settings, runs):
@@ -94,7 +96,7 @@ def learning_curves(curves, palette):
                 curves.assign(split="training", value=curves[metric]),
             ]
         )
-        _lines(both, "value", palette, axes, style="split", dashes={"validation": "", "training": (3, 2)})
+        _by_epoch(both, "value", palette, axes, style="split", dashes={"validation": "", "training": (3, 2)})
         axes.set(title=label.capitalize(), xlabel="epoch", ylabel=label)
         _whole_epochs(axes, curves)
     right.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
@@ -114,9 +116,9 @@ def reg_loss(curves, palette):
                 penalised.assign(part="head", value=penalised["reg_loss_head"]),
             ]
         )
-        _lines(parts[parts["value"] > 0], "value", palette, axes, style="part", dashes={"whole": "", "head": (3, 2)})
+        _by_epoch(parts[parts["value"] > 0], "value", palette, axes, style="part", dashes={"whole": "", "head": (3, 2)})
         axes.set_yscale("log")
-        sns.move_legend(axes, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+        sns.move_legend(axes, **BESIDE)
     axes.set(title="Regularization loss", xlabel="epoch", ylabel="sum of penalties (log scale)")
     _whole_epochs(axes, curves)
     return figure
@@ -126,7 +128,7 @@ def norms(curves, palette):
     """√Σw² of the kernels after each epoch, backbone and head."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), sharex=True)
     for axes, part in ((left, "backbone"), (right, "head")):
-        _lines(curves, f"norm_{part}", palette, axes)
+        _by_epoch(curves, f"norm_{part}", palette, axes)
         axes.set(title=f"Norm of the {part}", xlabel="epoch", ylabel="√Σw²", ylim=(0, None))
         _whole_epochs(axes, curves)
     _one_legend(left, right)
@@ -152,7 +154,7 @@ def weights(runs, palette):
         )
     axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:.0f}}}$")
     axes.set(title="Size of the kernel weights", xlabel="|w|", ylabel="share of all, per tenth of a decade")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -168,16 +170,7 @@ def layers(runs, palette):
     shown = [panel for panel in shown if table[panel[0]].notna().any()]
     figure, panels = plt.subplots(len(shown), 1, figsize=(11, 2.4 * len(shown)), sharex=True, layout="constrained")
     for axes, (column, label, scale) in zip(panels, shown, strict=True):
-        sns.lineplot(
-            table[table[column].notna()],
-            x="place",
-            y=column,
-            hue="regularizer",
-            palette=palette,
-            errorbar=("pi", 100),
-            marker=".",
-            ax=axes,
-        )
+        _lines(table[table[column].notna()], "place", column, palette, axes, marker=".")
         axes.set(ylabel=label, yscale=scale, xlabel="")
         axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     panels[0].set_title("Kernel by kernel, from the stem to the head")
@@ -194,21 +187,12 @@ def pruning(runs, palette):
     """Validation accuracy over the share of kernel weights that were set to 0; bands are ranges over seeds."""
     table = pd.concat([pd.DataFrame(run.pruning).assign(regularizer=run.name) for run in runs])
     figure, axes = plt.subplots(figsize=(8, 4))
-    sns.lineplot(
-        table,
-        x="pruned",
-        y="validation_accuracy",
-        hue="regularizer",
-        palette=palette,
-        errorbar=("pi", 100),
-        marker="o",
-        ax=axes,
-    )
+    _lines(table, "pruned", "validation_accuracy", palette, axes, marker="o")
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.set(title="Accuracy after pruning", xlabel="smallest kernel weights set to 0", ylabel="validation accuracy")
     axes.set_ylim(0, None)
-    sns.move_legend(axes, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    sns.move_legend(axes, **BESIDE)
     return figure
 
 
@@ -272,25 +256,21 @@ def _at_least(axes, span, direction="x"):
         getattr(axes, f"set_{direction}lim")((low + high - span) / 2, (low + high + span) / 2)
 
 
-def _lines(curves, y, palette, axes, **style):
-    sns.lineplot(
-        curves,
-        x="epoch",
-        y=y,
-        hue="regularizer",
-        palette=palette,
-        hue_order=[name for name in palette if name in set(curves["regularizer"])],
-        errorbar=("pi", 100),
-        marker="o" if curves["epoch"].nunique() <= 30 else None,
-        ax=axes,
-        **style,
-    )
+def _lines(table, x, y, palette, axes, **style):
+    """A line a regularizer, the mean over seeds, with their range as a band."""
+    names = [name for name in palette if name in set(table["regularizer"])]
+    band = {"errorbar": ("pi", 100)}
+    sns.lineplot(table, x=x, y=y, hue="regularizer", palette=palette, hue_order=names, ax=axes, **band, **style)
+
+
+def _by_epoch(curves, y, palette, axes, **style):
+    _lines(curves, "epoch", y, palette, axes, marker="o" if curves["epoch"].nunique() <= 30 else None, **style)
 
 
 def _one_legend(left, right):
     """Of two panels, one legend right of both."""
     left.get_legend().remove()
-    sns.move_legend(right, "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    sns.move_legend(right, **BESIDE)
 
 
 def _whole_epochs(axes, curves):

@@ -36,7 +36,8 @@ def stale():
     current = {"prepare", "report", *(f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs)}
     # DVC keeps what it knows of stages that are gone.
     lock = {name: it for name, it in yaml.safe_load(_read("dvc.lock"))["stages"].items() if name in current}
-    return [*_stale_stages(), *_broken_chain(lock), *_stale_report(lock)]
+    made = {output["path"]: output.get("md5") for stage in lock.values() for output in stage.get("outs", ())}
+    return [*_stale_stages(), *_broken_chain(lock, made), *_stale_report(made)]
 
 
 def _stale_stages():
@@ -59,9 +60,8 @@ def _stale_stages():
     return [f"{stage}: {what} {how}".rstrip() for stage, what, how in found if what not in ignored]
 
 
-def _broken_chain(lock):
+def _broken_chain(lock, made):
     """Stages that in dvc.lock ran on another output of a stage before than the one that stands there."""
-    made = {output["path"]: output.get("md5") for stage in lock.values() for output in stage.get("outs", ())}
     for name, stage in lock.items():
         for dependency in stage.get("deps", ()):
             path = dependency["path"]
@@ -69,14 +69,13 @@ def _broken_chain(lock):
                 yield f"{name}: ran on another {path} than dvc.lock has"
 
 
-def _stale_report(lock):
+def _stale_report(made):
     """Whether report.md was made of the runs that dvc.lock has."""
-    locked = {output["path"]: output.get("md5") for stage in lock.values() for output in stage.get("outs", ())}
     made_of = summary.made_of(_read(summary.REPORT))
     if not made_of:
         return [f"report: {summary.REPORT} does not say which runs it was made of"]
     return [
-        f"report: made of another {path} than dvc.lock has" for path, md5 in made_of.items() if locked.get(path) != md5
+        f"report: made of another {path} than dvc.lock has" for path, md5 in made_of.items() if made.get(path) != md5
     ]
 
 
@@ -95,11 +94,13 @@ def report(base, images=""):
     lines = [f"## regbench: changes since {base} ({common[:7]})", ""]
     if found := stale():
         lines += [f"> **Stale**: {STALE}.", ">", *(f"> - {line}" for line in found), ">", f"> {MEND}", ""]
+    changed_params, run_files = _params_diff(common), _run_files(common)
+    summaries = [json.loads(text) for text in (_blob(common, summary.SUMMARY) or "{}", _read(summary.SUMMARY))]
     for title, part in (
-        ("Parameters", _changed_params(common)),
-        ("Runs", _changed_runs(common)),
-        ("Test accuracy", _changed_accuracy(common)),
-        ("Other metrics", _changed_metrics(common)),
+        ("Parameters", _changed_params(changed_params)),
+        ("Runs", _changed_runs(*run_files)),
+        ("Test accuracy", _changed_accuracy(*summaries, run_files, changed_params)),
+        ("Other metrics", _changed_metrics(*summaries)),
     ):
         lines += [f"### {title}", "", *part, ""]
     figures = sorted(set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", _read(summary.REPORT))))
@@ -115,8 +116,8 @@ def _params_diff(base):
     return changes.get("params.yaml", {})
 
 
-def _changed_params(base):
-    rows = _params_diff(base)
+def _changed_params(rows):
+    """A row for each changed key."""
     if not rows:
         return ["None."]
     shown = (f"| {key} | {_value(row.get('old'))} | {_value(row.get('new'))} |" for key, row in rows.items())
@@ -135,9 +136,8 @@ def _run_files(base):
     ]
 
 
-def _changed_runs(base):
+def _changed_runs(before, now):
     """Which runs are new, changed or gone."""
-    before, now = _run_files(base)
     groups = {
         "new": [run for run in now if run not in before],
         "changed": [run for run in now if run in before and now[run] != before[run]],
@@ -147,13 +147,12 @@ def _changed_runs(base):
     return said or ["None."]
 
 
-def _changed_accuracy(base):
+def _changed_accuracy(before, now, run_files, changed_params):
     """A row a regularizer: accuracy before and now, and in words whether it changed."""
-    before, now = json.loads(_blob(base, summary.SUMMARY) or "{}"), json.loads(_read(summary.SUMMARY))
-    other_data = any(key.startswith("data.") for key in _params_diff(base))
+    other_data = any(key.startswith("data.") for key in changed_params)
     files = [
         {name: {run: md5 for run, md5 in runs.items() if run.rpartition("-")[0] == name} for name in {**before, **now}}
-        for runs in _run_files(base)
+        for runs in run_files
     ]
     rows = []
     for name in dict.fromkeys([*before, *now]):
@@ -182,9 +181,8 @@ def _changed_accuracy(base):
     ]
 
 
-def _changed_metrics(base):
+def _changed_metrics(before, now):
     """A row for each other metric of a regularizer that changed."""
-    before, now = json.loads(_blob(base, summary.SUMMARY) or "{}"), json.loads(_read(summary.SUMMARY))
     rows = [
         f"| {name} | {metric} | {before[name][metric]:.6g} | {now[name][metric]:.6g} |"
         for name in now
