@@ -110,6 +110,16 @@ def test_one_more_regularizer_and_one_less(repository):
     assert regularizers_in_curves(repository) == ["none", "l2", "elastic"]
 
 
+def test_a_run_that_diverges_is_a_row_of_the_report(repository):
+    output = repository.dvc("exp", "run", "-S", "+reg.wild={l2: 1000}", "-S", "train.batch_size=8")
+    assert "wild-0 diverged: its loss was" in output
+    assert summary(repository)["wild"] == {"diverged": 1, "seeds": 1}
+    assert "wild diverged with seed 0 in epoch 1: lower" in repository.read("report.md")
+    assert "wild" not in regularizers_in_curves(repository)
+    assert "diverged" in repository.run("env", "PYTHONPATH=src", "python", "-m", "regbench.summary")
+    repository.dvc("exp", "run", "-S", "~reg.wild", "-S", "train.batch_size=32")
+
+
 def test_one_more_seed_trains_that_seed_only(repository):
     output = repository.dvc("exp", "run", "-S", "~reg.elastic", "-S", "+reg.last={proximal_l1: 0.01, scope: head}")
     assert stages_run(output) == ["train@last-0", "evaluate@last-0", "report"]

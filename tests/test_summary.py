@@ -117,15 +117,16 @@ def test_another_baseline_or_none(runs_of, settings):
 
 def test_verdicts_say_what_the_data_can_tell(runs_of, settings, tmp_path):
     options = runs_of(settings())
-    table, _ = written(options)
-    said = list(summary.verdicts(options, table, IMAGES))
+    runs = summary.read_runs(options)
+    table, _ = summary.write(options, runs)
+    said = list(summary.verdicts(options, runs, table))
     assert said[0].startswith("The model with l1 is better than the one with none on these test images: +10.0 points [")
     assert said[0].endswith("p < 0.001.")
     assert said[2] == "Validation picks l2: 65.0% there, 70.0% on test."
     assert "corrected for 2 comparisons (Holm)" in said[3] and "add to train.seeds" in said[3]
 
     table["l1"] |= {"difference": -0.01, "difference_low": -0.03, "difference_high": 0.01, "p_value": 0.41}
-    said = list(summary.verdicts(options, table, IMAGES))
+    said = list(summary.verdicts(options, runs, table))
     assert said[0].startswith("Between l1 and none the data can't tell: −1.0 points [−3.0, +1.0], p = 0.410")
 
 
@@ -136,7 +137,7 @@ def test_report_has_table_verdict_and_figures(runs_of, settings):
     summary.write_report(options, runs, table, figures.draw(options, runs))
     text = summary.REPORT.read_text()
     assert "| l2 | 70.0 [65.3, 74.3] | +20.0 [" in text
-    assert all(f"- {sentence}\n" in text for sentence in summary.verdicts(options, table, IMAGES))
+    assert all(f"- {sentence}\n" in text for sentence in summary.verdicts(options, runs, table))
     pictures = re.findall(r"!\[.+\]\((plots/.+\.png)\)", text)
     assert len(pictures) == 8
     assert list(summary.made_of(text)) == [
@@ -162,6 +163,40 @@ def test_missing_and_damaged_runs_are_named(runs_of, settings, tmp_path):
     (tmp_path / "runs/l1-0/evaluation.json").write_text('{"regularizer": ')
     with pytest.raises(UserError, match=r"l1-0 is missing or damaged .*`dvc repro evaluate@l1-0`"):
         summary.read_runs(options)
+
+
+def diverge(tmp_path, run):
+    """Let a run that `runs_of` wrote be one that diverged in epoch 2."""
+    folder = tmp_path / "runs" / run
+    files.write_json(folder / "evaluation.json", {"regularizer": run, "diverged": True})
+    rows = [[1, 1e9, 1e9, 0, 1e9, 1e9, 1e9, 0.1, 1e9, 0.1], [2, *[""] * (len(summary.HISTORY_COLUMNS) - 1)]]
+    files.write_csv(folder / "history.csv", summary.HISTORY_COLUMNS, rows)
+
+
+@pytest.mark.parametrize("diverged", [["l2"], ["none"], ["none", "l1", "l2"]])
+def test_a_run_that_diverged_has_its_row_and_no_numbers(runs_of, settings, tmp_path, diverged):
+    options = runs_of(settings(**{"train.seeds": [0, 1]}))
+    for name in diverged:
+        diverge(tmp_path, f"{name}-1")
+    runs = summary.read_runs(options)
+    table, curves = summary.write(options, runs)
+    assert list(table) == ["none", "l1", "l2"]
+    assert [name for name, row in table.items() if row == {"diverged": 1, "seeds": 2}] == diverged
+    kept = [name for name in table if name not in diverged]
+    assert sum(table[name]["validation_pick"] for name in kept) == bool(kept)
+    assert [name for name in kept if "difference" in table[name]] == (["l1"] if kept and "none" in kept else [])
+    assert {row["regularizer"] for row in curves} == set(kept)
+    drawn = figures.draw(options, runs)
+    assert len(drawn) == 8 and all(path.exists() for path, _ in drawn)
+    summary.write_report(options, runs, table, drawn)
+    text = summary.REPORT.read_text()
+    assert "nan" not in text + summary.SUMMARY.read_text()
+    for name in diverged:
+        assert f"| {name} | diverged, 1 of 2 |" in text
+        assert f"- {name} diverged with seed 1 in epoch 2: lower train.learning_rate or its strength." in text
+    console = Console(width=80, record=True)
+    console.print(summary.table(table))
+    assert console.export_text().count("diverged, 1 of 2") == len(diverged)
 
 
 def test_figures_are_drawn_the_same_again(runs_of, settings):

@@ -1,7 +1,10 @@
 """One run: what is recorded, the same bits again, also when it was cut off and resumed."""
 
 import csv
+import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +16,6 @@ import yaml
 from conftest import ROOT, tiny_params
 
 from regbench import dataset, evaluation, params, sources, training
-from regbench.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,26 +55,11 @@ def test_resumed_equals_uninterrupted_and_seeds_differ(prepared, settings, monke
     training.train(options, "l2", 0, out="whole")
     training.train(options, "l2", 1, out="other")
 
-    class KilledError(Exception):
-        pass
-
-    save = training.Checkpoint.save
-
-    def save_and_die(self, rows):
-        save(self, rows)
-        raise KilledError
-
-    monkeypatch.setattr(training.Checkpoint, "save", save_and_die)
-    with pytest.raises(KilledError):
-        training.train(options, "l2", 0, out="resumed")
-    monkeypatch.setattr(training.Checkpoint, "save", save)
+    cut_off(options, monkeypatch, saves=1, out="resumed")
     assert len(list(training.SCRATCH.iterdir())) == 1
     training.train(options, "l2", 0, out="resumed")
 
-    for a, b in zip(weights(prepared / "whole"), weights(prepared / "resumed"), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for a, b in zip(history(prepared / "whole"), history(prepared / "resumed"), strict=True):
-        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+    assert_same(prepared / "whole", prepared / "resumed")
     assert any((a != b).any() for a, b in zip(weights(prepared / "whole"), weights(prepared / "other"), strict=True))
     assert list(training.SCRATCH.iterdir()) == []
 
@@ -254,33 +241,119 @@ def test_no_population_statistics_where_none_are_asked_for(prepared, settings):
             np.testing.assert_array_equal(weight, old)
 
 
-def test_a_run_that_diverges_ends_with_the_epoch_and_the_likely_cause(prepared, settings):
-    options = settings(**{"model.width": 0.35, "train.batch_size": 8, "train.epochs": 5, "train.warmup_epochs": 0})
+def test_a_run_that_diverges_ends_at_once_and_says_so(prepared, settings, capsys):
+    options = settings(**{"model.width": 0.35, "train.batch_size": 2, "train.epochs": 5, "train.warmup_epochs": 0})
     line = params.Regularizer("l2", (("l2", 1000.0),))
     options = options.model_copy(update={"reg": {"none": options.reg["none"], "l2": line}})
-    with pytest.raises(
-        UserError, match=r"l2-0 diverged: its loss was (nan|inf) in epoch [12]; lower train.learning_rate"
-    ):
-        training.train(options, "l2", 0, out="run")
-    assert not (prepared / "run").exists()
+    training.train(options, "l2", 0, out="run")
+    message = r"l2-0 diverged: its loss was (nan|inf) in epoch 1; lower train.learning_rate or the strength"
+    assert re.search(message, capsys.readouterr().out)
+    with open("run/history.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["epoch"], row["val_loss"]) == ("1", "") and not np.isfinite(float(row["loss"]))
+    assert not list(training.SCRATCH.glob("*"))
+
+    evaluation.evaluate(options, "l2", 0, out="run")
+    evaluated = json.loads((prepared / "run/evaluation.json").read_text())
+    assert evaluated == {
+        "regularizer": "l2",
+        "strengths": {"l2": 1000.0},
+        "scope": "all",
+        "seed": 0,
+        "diverged": True,
+    }
+    for table, columns in evaluation.TABLES.items():
+        assert (prepared / f"run/{table}.csv").read_text() == ",".join(columns) + "\n"
 
 
-def test_whole_training_on_two_devices(prepared):
-    """Batch normalization's averages, validation and checkpoints among it, in a process of its own."""
+class KilledError(Exception):
+    """Stands for a run's sudden end, within the test's process."""
+
+
+def cut_off(options, monkeypatch, saves, out):
+    """Train, and end right after the state was kept for the `saves`th time."""
+    save, count = training.Checkpoint.save, itertools.count(1)
+
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
+        if next(count) == saves:
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(training.Checkpoint, "save", save_and_die)
+        training.train(options, "l2", 0, out=out)
+
+
+def assert_same(one, other):
+    """The same weights and the same history, seconds aside, bit for bit."""
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(history(one), history(other), strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+def test_a_long_epoch_goes_on_from_its_midst(prepared, settings, monkeypatch, capsys):
+    changes = {"train.epochs": 2, "train.batch_size": 16, "train.momentum": 0.9, "model.width": 0.35}
+    options = settings(**changes)
+    training.train(options, "l2", 0, out="whole")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    # 10 steps an epoch, the state kept after each: this is the fourth step of the second epoch.
+    cut_off(options, monkeypatch, saves=15, out="resumed")
+    (latest, before) = sorted((file.name for file in training.SCRATCH.glob("*/*.npz")), reverse=True)
+    assert (latest, before) == ("000001-000000004.npz", "000001-000000003.npz")
+    training.train(options, "l2", 0, out="resumed")
+    assert "resuming after epoch 1 and 4 steps" in capsys.readouterr().out
+    assert_same(prepared / "whole", prepared / "resumed")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "both"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(prepared, settings, monkeypatch, capsys, damage):
+    options = settings(**{"train.epochs": 3, "train.batch_size": 80, "model.width": 0.35})
+    training.train(options, "l2", 0, out="whole")
+    cut_off(options, monkeypatch, saves=2, out="resumed")
+    before, latest = sorted(training.SCRATCH.glob("*/*.npz"))
+    for path in (before, latest) if damage == "both" else (latest,):
+        content = bytearray(path.read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 4
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content[::-1]))
+        if damage == "flipped":
+            path.write_bytes(content)
+    capsys.readouterr()
+    training.train(options, "l2", 0, out="resumed")
+    said = capsys.readouterr().out
+    assert f"{latest} is damaged" in said
+    assert ("resuming after epoch 1" in said) == (damage != "both")
+    assert_same(prepared / "whole", prepared / "resumed")
+
+
+def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared):
+    """Whole trainings: batch normalization's averages, validation and checkpoints among it, in a process each."""
     script = """
 import functools, sys
 import tensorflow as tf
+from regbench import params, runtime, training
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-from regbench import params, runtime, training
-runtime.strategy = functools.partial(runtime.strategy, ["CPU:0", "CPU:1"])
-training.train(params.load(), "l2", 0, out="run")
+runtime.strategy = functools.partial(runtime.strategy, sys.argv[2:])
+training.train(params.load(), "l2", 0, out=sys.argv[1])
 """
-    changes = {"train.epochs": 2, "model.width": 0.35}
-    text = yaml.safe_dump(tiny_params(prepared / "images", **changes))
-    (prepared / "params.yaml").write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-    rows = history(prepared / "run")
-    assert len(rows) == 2 and all(np.isfinite(row["val_cross_entropy"]) for row in rows)
+    # Steps so small that they don't amplify rounding.
+    changes = {"train.epochs": 1, "model.width": 0.35, "train.learning_rate": 1e-6}
+    rows = {}
+    for out, synchronize, devices in (
+        ("one", True, ["CPU:0"]),
+        ("synchronized", True, ["CPU:0", "CPU:1"]),
+        ("apart", False, ["CPU:0", "CPU:1"]),
+    ):
+        text = yaml.safe_dump(
+            tiny_params(prepared / "images", **changes, **{"train.synchronize_batch_norm": synchronize})
+        )
+        (prepared / "params.yaml").write_text(text)
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        subprocess.run([sys.executable, "-c", script, out, *devices], env=environment, check=True)
+        rows[out] = history(prepared / out)
+    for key, within in (("cross_entropy", 1e-4), ("reg_loss", 1e-4), ("val_cross_entropy", 2e-3)):
+        assert rows["synchronized"][0][key] == pytest.approx(rows["one"][0][key], rel=within), key
+    assert rows["apart"][0]["cross_entropy"] != pytest.approx(rows["one"][0]["cross_entropy"], rel=1e-3)

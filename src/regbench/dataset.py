@@ -191,8 +191,8 @@ def _sha256(array):
     return digest.hexdigest()
 
 
-def training_batches(split, *, batch_size, seed, flip, first_epoch, epochs):
-    """A `tf.data.Dataset` over epochs [first_epoch, epochs), each in an order of its own.
+def training_batches(split, *, batch_size, seed, flip, first_epoch, epochs, first_step=0):
+    """A `tf.data.Dataset` over epochs [first_epoch, epochs), each in an order of its own, from a step of the first on.
 
     Order and flips are functions of (seed, epoch, step), so a resumed run sees what the interrupted one would have.
 
@@ -215,7 +215,7 @@ def training_batches(split, *, batch_size, seed, flip, first_epoch, epochs):
             images[mirrored] = images[mirrored, :, ::-1]
         return images, split.labels[indices]
 
-    return _batches(batch, range(first_epoch * steps, epochs * steps), split)
+    return _batches(batch, range(first_epoch * steps + first_step, epochs * steps), split)
 
 
 def evaluation_batches(split):
@@ -239,4 +239,8 @@ def _batches(batch, steps, split):
         return images, labels
 
     dataset = tf.data.Dataset.range(steps.start, steps.stop).map(fetch)
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(steps))).prefetch(2)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(steps))).prefetch(2)
+    # There is nothing to tune, and at times the tuner's thread lets the end of an iteration wait seconds for it.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

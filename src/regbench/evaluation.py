@@ -5,11 +5,31 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from regbench import dataset, files, layers, regularizers  # noqa: F401  (the last two register what a model may hold)
+import regbench.layers
+import regbench.regularizers  # noqa: F401  (these two register what a model may hold)
+from regbench import dataset, files
 from regbench.errors import UserError
 from regbench.training import kernels, reg_loss
 
-PREDICTIONS = ("split", "index", "label", "prediction", "confidence", "cross_entropy")
+TABLES = {
+    "predictions": ("split", "index", "label", "prediction", "confidence", "cross_entropy"),
+    "layers": (
+        "layer",
+        "weights",
+        "sum_abs",
+        "sum_squares",
+        "exact_zeros",
+        "near_zero",
+        "penalty",
+        "penalty_share",
+        "effective_learning_rate",
+    ),
+    "confusion": ("label", "prediction", "images"),
+    "weights": ("log10_low", "log10_high", "weights"),
+    "pruning": ("pruned", "threshold", "validation_accuracy"),
+}
+"""The CSV files of a run and their columns."""
+
 CALIBRATION_BINS = 15
 HISTOGRAM_DECADES = (-8.0, 1.0, 0.1)
 """Smallest and largest log₁₀|w| of the weight histogram, and the width of a bin."""
@@ -21,6 +41,7 @@ def evaluate(settings, name, seed, data="data", out=None):
     evaluation.json: every number of the run. predictions.csv: a row for each validation and test image.
     layers.csv: a row for each kernel. confusion.csv: labels and predictions of the test images, counted.
     pruning.csv: accuracy with the smallest weights set to 0. weights.csv: a histogram of all kernel weights.
+    Of a model that diverged, whose logits are not finite, evaluation.json says just that and the tables are empty.
 
     Args: as for `training.train`.
     """
@@ -32,34 +53,54 @@ def evaluate(settings, name, seed, data="data", out=None):
             f"{out / 'model.keras'} can't be loaded ({error}); run `dvc repro -f train@{name}-{seed}`"
         ) from None
     prepared = dataset.load(data, dataset.SPLITS)
+    logits = {split: predict(model, examples) for split, examples in prepared.splits.items()}
+    line = settings.regularizer(name)
+    evaluation = {"regularizer": name, "strengths": dict(line.strengths), "scope": line.scope, "seed": seed}
+    evaluation["diverged"] = not all(np.isfinite(values).all() for values in logits.values())
+    if evaluation["diverged"]:
+        tables = dict.fromkeys(TABLES, ())
+    else:
+        measured, tables = measure(model, settings, prepared, logits)
+        evaluation |= measured
+    files.write_json(out / "evaluation.json", evaluation)
+    for table, rows in tables.items():
+        files.write_csv(out / f"{table}.csv", TABLES[table], rows)
+
+
+def measure(model, settings, prepared, logits):
+    """All numbers of a model that did not diverge.
+
+    Args:
+        model: as trained.
+        settings: `params.Params`.
+        prepared: `dataset.Dataset` with all splits.
+        logits: {split: [N, K]}, the model's.
+
+    Returns:
+        (what evaluation.json holds of them, {table: rows} as in `TABLES`)
+    """
     splits, predictions = {}, []
     for split, examples in prepared.splits.items():
-        logits = predict(model, examples)
-        if not np.isfinite(logits).all():
-            raise UserError(
-                f"{name}-{seed} diverged: its logits are not finite; lower train.learning_rate or its strength"
-            )
-        splits[split], rows = score(logits, examples.labels)
+        splits[split], rows = score(logits[split], examples.labels)
         if split != "train":
             predictions += [(split, *row) for row in rows]
     tested = np.array([row[2:4] for row in predictions if row[0] == "test"])
     confusion = confusion_matrix(*tested.T, len(prepared.classes))
 
-    per_layer = list(layer_rows(model, settings))
-    counted = sum(row["weights"] for row in per_layer)
-    line = settings.regularizer(name)
+    layers = list(layer_rows(model, settings))
+    counted = sum(row["weights"] for row in layers)
+    penalty = reg_loss(model)
+    for values in splits.values():
+        values["loss"] = values["cross_entropy"] + penalty
+    validation = splits["validation"]["accuracy"]
     evaluation = {
-        "regularizer": name,
-        "strengths": dict(line.strengths),
-        "scope": line.scope,
-        "seed": seed,
         "parameters": model.count_params(),
         "kernel_weights": counted,
         "regularized_weights": len(model.losses),
-        "exact_zeros": sum(row["exact_zeros"] for row in per_layer) / counted,
-        "near_zero": sum(row["near_zero"] for row in per_layer) / counted,
+        "exact_zeros": sum(row["exact_zeros"] for row in layers) / counted,
+        "near_zero": sum(row["near_zero"] for row in layers) / counted,
         "near_zero_below": settings.evaluate.near_zero,
-        "reg_loss": reg_loss(model),
+        "reg_loss": penalty,
         "generalization_gap": splits["train"]["accuracy"] - splits["test"]["accuracy"],
         "test_accuracy_by_class": {
             label: round(float(row[index] / row.sum()), 6) if row.sum() else None
@@ -67,26 +108,18 @@ def evaluate(settings, name, seed, data="data", out=None):
         },
         **splits,
     }
-    for values in splits.values():
-        values["loss"] = values["cross_entropy"] + evaluation["reg_loss"]
-
-    files.write_json(out / "evaluation.json", evaluation)
-    files.write_csv(out / "predictions.csv", PREDICTIONS, predictions)
-    files.write_csv(out / "layers.csv", list(per_layer[0]), (row.values() for row in per_layer))
-    files.write_csv(
-        out / "confusion.csv",
-        ("label", "prediction", "images"),
-        (
+    pruned = prune(model, settings.evaluate.pruning, prepared.splits["validation"])
+    tables = {
+        "predictions": predictions,
+        "layers": [row.values() for row in layers],
+        "confusion": [
             (prepared.classes[label], prepared.classes[prediction], confusion[label, prediction])
             for label, prediction in np.argwhere(confusion).tolist()
-        ),
-    )
-    files.write_csv(out / "weights.csv", ("log10_low", "log10_high", "weights"), weight_histogram(model))
-    files.write_csv(
-        out / "pruning.csv",
-        ("pruned", "threshold", "validation_accuracy"),
-        prune(model, settings.evaluate.pruning, prepared.splits["validation"]),
-    )
+        ],
+        "weights": weight_histogram(model),
+        "pruning": [(0.0, 0.0, validation), *pruned],
+    }
+    return evaluation, tables
 
 
 def predict(model, examples):
@@ -190,13 +223,13 @@ def prune(model, shares, examples):
         examples: a split.
 
     Returns:
-        rows (share, |w| below which weights were set to 0, accuracy), of share 0 first.
+        rows (share, |w| below which weights were set to 0, accuracy), a share above 0 each
     """
     variables = [kernel for _, kernel in kernels(model)]
     original = [variable.numpy() for variable in variables]
     sizes = np.sort(np.concatenate([np.abs(weights).ravel() for weights in original]))
     rows = []
-    for share in sorted({0.0, *shares}):
+    for share in sorted({*shares} - {0.0}):
         threshold = float(sizes[min(round(share * len(sizes)), len(sizes) - 1)])
         for variable, weights in zip(variables, original, strict=True):
             variable.assign(np.where(np.abs(weights) < threshold, 0, weights))

@@ -23,7 +23,7 @@ def draw(settings, runs):
 
     Args:
         settings: `params.Params`.
-        runs: as from `summary.read_runs`.
+        runs: as from `summary.read_runs`; what diverged is left out.
 
     Returns:
         [(path, caption)], in the order of a report.
@@ -31,28 +31,38 @@ def draw(settings, runs):
     sns.set_theme(style="whitegrid", context="notebook")
     names = list(settings.reg)
     palette = dict(zip(names, sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)), strict=True))
+    runs = summary.whole(runs)
     curves = pd.DataFrame(summary.curves(runs))
     figures = {
         "accuracy": (
-            accuracy(settings, runs, palette),
+            lambda: accuracy(settings, runs, palette),
             "Accuracy, difference to the baseline and generalization gap, with 95 % intervals",
         ),
-        "learning_curves": (learning_curves(curves, palette), "Cross-entropy and accuracy by epoch"),
-        "reg_loss": (reg_loss(curves, palette), "Regularization loss by epoch"),
-        "norms": (norms(curves, palette), "Norm of the kernels by epoch, backbone and head"),
-        "weights": (weights(runs, palette), "How large the weights are at the end"),
-        "layers": (layers(runs, palette), "What each layer's kernel came to"),
-        "pruning": (pruning(runs, palette), "Validation accuracy with the smallest weights set to 0"),
-        "strength": (strength(settings, runs, palette), "Test accuracy over strength"),
+        "learning_curves": (lambda: learning_curves(curves, palette), "Cross-entropy and accuracy by epoch"),
+        "reg_loss": (lambda: reg_loss(curves, palette), "Regularization loss by epoch"),
+        "norms": (lambda: norms(curves, palette), "Norm of the kernels by epoch, backbone and head"),
+        "weights": (lambda: weights(runs, palette), "How large the weights are at the end"),
+        "layers": (lambda: layers(runs, palette), "What each layer's kernel came to"),
+        "pruning": (lambda: pruning(runs, palette), "Validation accuracy with the smallest weights set to 0"),
+        "strength": (lambda: strength(settings, runs, palette), "Test accuracy over strength"),
     }
     FOLDER.mkdir(exist_ok=True)
     drawn = []
-    for name, (figure, caption) in figures.items():
+    for name, (drawing, caption) in figures.items():
+        figure = drawing() if runs else nothing()
         # A fixed program keeps the bytes the same where the picture is.
         figure.savefig(FOLDER / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
         drawn.append((FOLDER / f"{name}.png", caption))
     return drawn
+
+
+def nothing():
+    """What stands where no run has numbers: DVC wants the file."""
+    figure, axes = plt.subplots(figsize=(8, 1))
+    axes.text(0.5, 0.5, "every run diverged", ha="center", va="center")
+    axes.set_axis_off()
+    return figure
 
 
 def accuracy(settings, runs, palette):
@@ -72,7 +82,7 @@ def accuracy(settings, runs, palette):
     left.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
     left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     left.set(title="Accuracy", xlabel="test ●   training ○")
-    baseline = settings.report.baseline
+    baseline = summary.baseline_of(settings, groups)
     middle.set(title=f"Test accuracy − {baseline}'s" if baseline else "No baseline", xlabel="points")
     right.set(title="Generalization gap", xlabel="training − test, points")
     for axes in (middle, right):
@@ -208,7 +218,7 @@ def strength(settings, runs, palette):
     rows = max(1, -(-len(panels) // columns))
     size = (max(5, 3.8 * columns), 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    baseline = settings.report.baseline
+    baseline = summary.baseline_of(settings, groups)
     for panel, ((kind, scope), points) in zip(axes.flat, panels.items(), strict=False):
         values = sorted(points)
         estimates = [summary.accuracy(groups[name]) for _, name in values]

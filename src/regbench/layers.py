@@ -152,16 +152,21 @@ class ExpandConv2D(PointwiseConv2D):
         filters: number of output channels.
         momentum: of the moving averages.
         epsilon: added to the variance.
+        synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
         **kwargs: as for `PointwiseConv2D`, without `use_bias` and `activation`.
 
     Shapes:
         float [N, H, W, C] → float [N, H, W, filters], from 0 to 6.
     """
 
-    def __init__(self, filters, momentum=0.99, epsilon=1e-3, **kwargs):
+    def __init__(self, filters, momentum=0.99, epsilon=1e-3, synchronized=False, **kwargs):
         super().__init__(filters, use_bias=False, **kwargs)
         self.normalization = BatchNormalization(
-            momentum=momentum, epsilon=epsilon, dtype=self.dtype_policy, name=f"{self.name}_bn"
+            momentum=momentum,
+            epsilon=epsilon,
+            synchronized=synchronized,
+            dtype=self.dtype_policy,
+            name=f"{self.name}_bn",
         )
 
     def build(self, input_shape):
@@ -173,7 +178,7 @@ class ExpandConv2D(PointwiseConv2D):
         height, width, channels = inputs.shape[1:]
         # The extra products cost in proportion to channels², what they save in proportion to pixels.
         pays = height is not None and width is not None and 4 * height * width > channels
-        if not pays or self.compute_dtype not in ("float32", "float64"):
+        if not pays or norm.synchronized or self.compute_dtype not in ("float32", "float64"):
             return tf.nn.relu6(norm(super().call(inputs), training=training))
         matrix = tf.reshape(inputs, [-1, channels])
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
@@ -192,7 +197,7 @@ class ExpandConv2D(PointwiseConv2D):
         config = super().get_config()
         for fixed in ("use_bias", "activation", "bias_initializer", "bias_regularizer", "bias_constraint"):
             del config[fixed]
-        return config | {"momentum": self.normalization.momentum, "epsilon": self.normalization.epsilon}
+        return config | {key: getattr(self.normalization, key) for key in ("momentum", "epsilon", "synchronized")}
 
 
 @tf.custom_gradient

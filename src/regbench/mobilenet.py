@@ -28,6 +28,7 @@ def mobilenet_v2(
     width=1.0,
     batch_norm=True,
     batch_norm_momentum=0.99,
+    synchronized=False,
 ):
     """Build the network: floats in, logits out.
 
@@ -46,12 +47,15 @@ def mobilenet_v2(
         head_regularizer: `keras.Regularizer` of the kernel and the bias of the final Dense layer, or None.
         batch_norm: whether batch normalization follows each convolution.
         batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
+        synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
         width: multiplier of every layer's channels, rounded to a multiple of 8; 1.0 is the article's.
 
     Returns:
         `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes]. Its `losses` holds
         one scalar for each penalised weight: 52 kernels, and 2 more in a penalised head.
     """
+
+    normalization = {"momentum": batch_norm_momentum, "synchronized": synchronized}
 
     def initializer(gain, taps=None):
         if batch_norm:
@@ -61,7 +65,7 @@ def mobilenet_v2(
         return keras.initializers.VarianceScaling(gain, "fan_in", "truncated_normal")
 
     def normalize(x, name):
-        return BatchNormalization(momentum=batch_norm_momentum, name=f"{name}_bn")(x) if batch_norm else x
+        return BatchNormalization(**normalization, name=f"{name}_bn")(x) if batch_norm else x
 
     def activate(x, name):
         return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
@@ -79,7 +83,7 @@ def mobilenet_v2(
     def expand(x, filters, name):
         if not batch_norm:  # the input is linear: a gain of 1 keeps its variance
             return activate(pointwise(x, filters, name, gain=1.0), name)
-        return ExpandConv2D(filters, momentum=batch_norm_momentum, kernel_regularizer=regularizer, name=name)(x)
+        return ExpandConv2D(filters, **normalization, kernel_regularizer=regularizer, name=name)(x)
 
     def depthwise(x, stride, name):
         # The article pads bottom and right by 1 and takes "valid" at stride 2: just what "same" does on an even map.

@@ -157,7 +157,7 @@ def _changed_accuracy(before, now, run_files, changed_params):
     rows = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
-        cells = [f"{summary.COLUMNS['test %'](row)}, n = {row['seeds']}" if row else "–" for row in (old, new)]
+        cells = [f"{summary.test_cell(row)}, n = {row['seeds']}" if row else "–" for row in (old, new)]
         change, word = "", "new" if new else "gone"
         if old and new:
             if files[0][name] and files[0][name] == files[1][name]:
@@ -166,6 +166,8 @@ def _changed_accuracy(before, now, run_files, changed_params):
                 word = "other data"
             elif old["seeds"] != new["seeds"]:
                 word = "other seeds"
+            elif "diverged" in {**old, **new}:
+                word = "diverged" if "diverged" in new else "diverged before"
             else:
                 change, word = _compare(old, new)
         rows.append(f"| {name} | {' | '.join(cells)} | {change} | {word} |")

@@ -39,7 +39,7 @@ def strategy(devices=None):
     """How one run is spread over `devices`, by default all GPUs: copies in step (`MirroredStrategy`) from two on.
 
     `train.batch_size` stays the size of the whole batch; each device takes its share, and batch normalization
-    its statistics over that share.
+    its statistics over that share, unless `train.synchronize_batch_norm`.
     """
     import tensorflow as tf
 

@@ -278,16 +278,16 @@ def _tfds_source(tfds, dataset, builder):
     if dtype not in (np.uint8, np.uint16):
         raise UserError(f"data.dataset: the images of {dataset} are {dtype}; regbench reads uint8 and uint16")
     read_config = tfds.ReadConfig(interleave_cycle_length=1)
-    skip = {image_key: tfds.decode.SkipDecoding()}
 
-    def examples(split):
-        return builder.as_dataset(split=split, decoders=skip, read_config=read_config, shuffle_files=False)
+    def examples(split, key, **decoders):
+        """Batches of one feature alone: what is done once a batch is not paid for by each of many small images."""
+        only = tfds.decode.PartialDecoding({key: True}, decoders)
+        chosen = builder.as_dataset(split=split, decoders=only, read_config=read_config, shuffle_files=False)
+        return chosen.batch(512).map(lambda batch: batch[key])
 
     with runtime.stderr_held():
         labels = {
-            split: np.concatenate(
-                [*examples(split).map(lambda example: example[label_key]).batch(4096).as_numpy_iterator()]
-            ).astype(np.int64)
+            split: np.concatenate([*examples(split, label_key).as_numpy_iterator()]).astype(np.int64)
             for split in builder.info.splits
             if builder.info.splits[split].num_examples
         }
@@ -301,11 +301,17 @@ def _tfds_source(tfds, dataset, builder):
 
         wanted = np.zeros(len(labels[split]), bool)
         wanted[indices] = True
-        chosen = examples(split).enumerate().filter(lambda index, _: tf.gather(wanted, index))
-        images = chosen.map(
-            lambda _, example: features[image_key].decode_example(example[image_key]),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
+        encoded = examples(split, image_key, **{image_key: tfds.decode.SkipDecoding()})
+        masks = tf.data.Dataset.from_tensor_slices(wanted).batch(512)
+        images = (
+            tf.data.Dataset.zip((encoded, masks))
+            .map(tf.boolean_mask)
+            .unbatch()
+            .map(
+                features[image_key].decode_example,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
         )
         if None in shape:
             batches = ([pixels] for pixels in images.prefetch(16).as_numpy_iterator())

@@ -59,6 +59,11 @@ class Run:
     weights: list
     pruning: list
 
+    @property
+    def diverged(self):
+        """Whether its loss or its logits stopped being finite; there are no numbers of such a run."""
+        return self.evaluation.get("diverged", False)
+
     @cached_property
     def correct(self):
         """Which test images the model has right, in their order: list of bool."""
@@ -108,6 +113,17 @@ def by_name(runs):
     return groups
 
 
+def whole(runs):
+    """The runs of regularizers that diverged with no seed."""
+    diverged = {run.name for run in runs if run.diverged}
+    return [run for run in runs if run.name not in diverged]
+
+
+def baseline_of(settings, groups):
+    """`report.baseline`, or None where it is not among the groups: it may have diverged."""
+    return settings.report.baseline if settings.report.baseline in groups else None
+
+
 def accuracy(group, split="test"):
     """Accuracy of one regularizer on a split: mean over seeds, or of one seed with the interval of a proportion."""
     values = [run.evaluation[split]["accuracy"] for run in group]
@@ -136,7 +152,8 @@ def against(baseline, group):
 
 def differences(settings, runs):
     """{regularizer: (`evidence.Estimate` of its difference to the baseline, p-value after Holm's correction)}."""
-    groups, baseline = by_name(runs), settings.report.baseline
+    groups = by_name(whole(runs))
+    baseline = baseline_of(settings, groups)
     found = {name: against(groups[baseline], group) for name, group in groups.items() if name != baseline and baseline}
     corrected = evidence.holm([estimate.p for estimate in found.values()])
     return {name: (estimate, p) for (name, estimate), p in zip(found.items(), corrected, strict=True)}
@@ -146,11 +163,15 @@ def summarize(settings, runs):
     """{regularizer: {metric: number}}, rounded to 6 digits: what `dvc metrics diff` shows.
 
     `test_accuracy` has the ends of its 95 % interval, as has `difference`, that to the baseline, with Holm's
-    `p_value`. `validation_pick` is 1 for the regularizer with the best validation accuracy, else 0.
+    `p_value`. `validation_pick` is 1 for the regularizer with the best validation accuracy, else 0. Of a regularizer
+    that diverged there is only `diverged`, with how many seeds.
     """
-    compared, groups = differences(settings, runs), by_name(runs)
+    compared = differences(settings, runs)
     summary = {}
-    for name, group in groups.items():
+    for name, group in by_name(runs).items():
+        if diverged := sum(run.diverged for run in group):
+            summary[name] = {"diverged": diverged, "seeds": len(group)}
+            continue
         tested = accuracy(group)
         row = {"test_accuracy": tested.value, "test_accuracy_low": tested.low, "test_accuracy_high": tested.high}
         if len(group) > 1:
@@ -165,19 +186,20 @@ def summarize(settings, runs):
             }
         row |= {metric: sum(value(run.evaluation) for run in group) / len(group) for metric, value in MEANS.items()}
         summary[name] = {metric: round(value, 6) for metric, value in row.items()} | {"seeds": len(group)}
-    best = max(summary, key=lambda name: summary[name]["validation_accuracy"])
+    best = max(summary, key=lambda name: summary[name].get("validation_accuracy", -1.0))
     for name, row in summary.items():
-        row["validation_pick"] = int(name == best)
+        if "diverged" not in row:
+            row["validation_pick"] = int(name == best)
     return summary
 
 
 def curves(runs):
-    """A row for each run and epoch: {column of `CURVE_COLUMNS`: value}."""
+    """A row for each run and epoch: {column of `CURVE_COLUMNS`: value}. What diverged is left out: it has no scale."""
     return [
         {"regularizer": run.name, "seed": run.seed}
         | {column: row[column] for column in HISTORY_COLUMNS}
         | {"epoch": int(row["epoch"])}
-        for run in runs
+        for run in whole(runs)
         for row in run.history
     ]
 
@@ -190,16 +212,26 @@ def write(settings, runs):
     return summary, rows
 
 
-def verdicts(settings, summary, test_images):
+def verdicts(settings, runs, summary):
     """What the numbers say, a sentence each, for people.
 
     Args:
         settings: `params.Params`.
+        runs: as from `read_runs`.
         summary: as from `summarize`.
-        test_images: how many images the accuracies are from.
     """
-    seeds, baseline = len(settings.train.seeds), settings.report.baseline
-    compared = [name for name in summary if name != baseline] if baseline else []
+    for run in runs:
+        if run.diverged:
+            yield (
+                f"{run.name} diverged with seed {run.seed} in epoch {run.history[-1]['epoch']:.0f}: lower "
+                "train.learning_rate or its strength."
+            )
+    kept = whole(runs)
+    if not kept:
+        return
+    groups = by_name(kept)
+    seeds, baseline = len(settings.train.seeds), baseline_of(settings, groups)
+    compared = [name for name in groups if name != baseline] if baseline else []
     for name in compared:
         row = summary[name]
         numbers = f"{points(row['difference'])} points {_interval(row)}, p {_p(row['p_value'])}"
@@ -210,9 +242,10 @@ def verdicts(settings, summary, test_images):
             yield f"{name} is {word} than {baseline}: {numbers}."
         else:
             yield f"The model with {name} is {word} than the one with {baseline} on these test images: {numbers}."
-    pick = next(name for name, row in summary.items() if row["validation_pick"])
+    pick = next(name for name in groups if summary[name]["validation_pick"])
     row = summary[pick]
     yield f"Validation picks {pick}: {row['validation_accuracy']:.1%} there, {row['test_accuracy']:.1%} on test."
+    test_images = kept[0].evaluation["test"]["images"]
     several = f" p-values are corrected for {len(compared)} comparisons (Holm)." if len(compared) > 1 else ""
     if seeds > 1:
         yield (
@@ -244,25 +277,38 @@ def _p(p):
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+def test_cell(row):
+    """Test accuracy and its interval, in percent, or that the regularizer diverged."""
+    if "diverged" in row:
+        return "diverged" if row["seeds"] == 1 else f"diverged, {row['diverged']} of {row['seeds']}"
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * row[f"test_accuracy{end}"] for end in ("", "_low", "_high")))
+
+
+def _where(key, cell):
+    """`cell`, empty for a row that has no such key: not compared, one seed, diverged."""
+    return lambda row: cell(row) if key in row else ""
+
+
 COLUMNS = {
-    "test %": lambda row: "{:.1f} [{:.1f}, {:.1f}]".format(
-        *(100 * row[f"test_accuracy{end}"] for end in ("", "_low", "_high"))
+    "test %": test_cell,
+    "difference": _where("difference", lambda row: f"{points(row['difference'])} {_interval(row)}"),
+    "verdict": _where("difference", verdict),
+    "val %": _where(
+        "validation_accuracy",
+        lambda row: f"{100 * row['validation_accuracy']:.1f}{'*' if row['validation_pick'] else ' '}",
     ),
-    "difference": lambda row: f"{points(row['difference'])} {_interval(row)}" if "difference" in row else "",
-    "verdict": lambda row: verdict(row) if "difference" in row else "",
-    "val %": lambda row: f"{100 * row['validation_accuracy']:.1f}{'*' if row['validation_pick'] else ' '}",
-    "reg loss": lambda row: f"{row['reg_loss']:.4f}",
+    "reg loss": _where("reg_loss", lambda row: f"{row['reg_loss']:.4f}"),
 }
 """The table for a terminal of 80 columns: heading, and what stands below it for a row of the summary."""
 
 MORE_COLUMNS = {
-    "p": lambda row: _p(row["p_value"]).removeprefix("= ") if "difference" in row else "",
-    "sd": lambda row: f"{100 * row['test_accuracy_sd']:.1f}" if "test_accuracy_sd" in row else "",
-    "gap": lambda row: points(row["generalization_gap"]),
-    "cross-entropy": lambda row: f"{row['test_cross_entropy']:.4f}",
-    "calibration error": lambda row: f"{row['test_calibration_error']:.3f}",
-    "near zero": lambda row: f"{row['near_zero']:.1%}",
-    "exactly zero": lambda row: f"{row['exact_zeros']:.1%}",
+    "p": _where("p_value", lambda row: _p(row["p_value"]).removeprefix("= ")),
+    "sd": _where("test_accuracy_sd", lambda row: f"{100 * row['test_accuracy_sd']:.1f}"),
+    "gap": _where("generalization_gap", lambda row: points(row["generalization_gap"])),
+    "cross-entropy": _where("test_cross_entropy", lambda row: f"{row['test_cross_entropy']:.4f}"),
+    "calibration error": _where("test_calibration_error", lambda row: f"{row['test_calibration_error']:.3f}"),
+    "near zero": _where("near_zero", lambda row: f"{row['near_zero']:.1%}"),
+    "exactly zero": _where("exact_zeros", lambda row: f"{row['exact_zeros']:.1%}"),
 }
 """What report.md has besides."""
 
@@ -309,7 +355,6 @@ def write_report(settings, runs, summary, figures):
         summary: as from `summarize`.
         figures: [(path, caption)], as from `figures.draw`.
     """
-    test_images = runs[0].evaluation["test"]["images"]
     chosen, options = settings.data, settings.train
     columns = COLUMNS | MORE_COLUMNS
     lines = [
@@ -327,7 +372,7 @@ def write_report(settings, runs, summary, figures):
         "",
         f"{legend(settings)}; {MORE_LEGEND}.".replace("*", "\\*"),
         "",
-        *(f"- {sentence}" for sentence in verdicts(settings, summary, test_images)),
+        *(f"- {sentence}" for sentence in verdicts(settings, runs, summary)),
     ]
     for path, caption in figures:
         lines += ["", f"![{caption}]({path.as_posix()})"]

@@ -1,7 +1,8 @@
 """One run: build, compile, fit, resume.
 
-A run is a function of code, params, data and seed. After each epoch its state goes into a scratch folder whose
-name is a hash of all four, so that a killed run goes on where it was, and a changed one never resumes by mistake.
+A run is a function of code, params, data and seed. After each epoch, and every ten minutes of a long one, its state
+goes into a scratch folder whose name is a hash of all four, so that a killed run goes on where it was, and a changed
+one never resumes by mistake.
 """
 
 import hashlib
@@ -16,10 +17,15 @@ import numpy as np
 import tensorflow as tf
 
 from regbench import dataset, files, regularizers, runtime
-from regbench.errors import UserError
 from regbench.mobilenet import mobilenet_v2
 
 SCRATCH = Path(".regbench/checkpoints")
+SAVE_SECONDS = 600
+"""How long an epoch may go on before the state is kept in the midst of it."""
+
+LOOK_STEPS = 10
+"""Every how many steps the loss is looked at: on a GPU each look waits for the step to end."""
+
 HISTORY = (
     "epoch",
     "loss",
@@ -54,6 +60,8 @@ def build(settings, name, image_shape, num_classes):
         width=settings.model.width,
         batch_norm=settings.model.batch_norm,
         batch_norm_momentum=settings.model.batch_norm_momentum,
+        # Of a single device the batch is the whole batch as it is, by a faster way.
+        synchronized=settings.train.synchronize_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1,
         **regularizers.build(settings.regularizer(name)),
     )
     images = keras.Input(image_shape, dtype="uint8", name="uint8_image")
@@ -66,6 +74,9 @@ def build(settings, name, image_shape, num_classes):
 
 def train(settings, name, seed, data="data", out=None):
     """Train one model; write `model.keras` and `history.csv` into `out`.
+
+    One that diverges ends there: the last row of its history is of that epoch, with nothing but the loss, and all
+    its weights are NaN.
 
     Args:
         settings: `params.Params`.
@@ -87,37 +98,50 @@ def train(settings, name, seed, data="data", out=None):
         model = build(settings, name, training.images.shape[1:], len(prepared.classes))
         compile(model, options, steps)
     checkpoint = Checkpoint(model, SCRATCH / _key(settings, name, seed, prepared))
-    history = checkpoint.restore()
+    history, step = checkpoint.restore()
     statistics = PopulationStatistics(model, training, settings, seed)
     recorder = Recorder(f"{name}-{seed}", history, options.epochs, len(training), checkpoint, statistics)
-    if len(history) < options.epochs:
-        terminal = os.isatty(1)
-        if terminal:
-            print(f"{name}-{seed}: {options.epochs - len(history)} epochs of {steps} steps", flush=True)
-        model.fit(
-            dataset.training_batches(
-                training,
-                batch_size=options.batch_size,
-                seed=seed,
-                flip=options.flip,
-                first_epoch=len(history),
-                epochs=options.epochs,
-            ),
-            initial_epoch=len(history),
-            epochs=options.epochs,
-            steps_per_epoch=steps,
-            validation_data=dataset.evaluation_batches(validation),
-            callbacks=[recorder],
-            shuffle=False,
-            verbose=1 if terminal else 0,
-        )
+    terminal = os.isatty(1)
+    if terminal and len(history) < options.epochs:
+        print(f"{name}-{seed}: {options.epochs - len(history)} epochs of {steps} steps", flush=True)
+    # What is left of an epoch that was cut off, then whole epochs.
+    parts = [(len(history), step, len(history) + 1)] if step else []
+    parts.append((len(history) + len(parts), 0, options.epochs))
+    validating = dataset.evaluation_batches(validation)
+    if step:  # the metrics to resume are made by their first use
+        model.test_on_batch(*next(iter(validating)))
+    for first_epoch, first_step, epochs in parts:
+        if first_epoch < epochs and not recorder.diverged:
+            recorder.first_step = first_step
+            model.fit(
+                dataset.training_batches(
+                    training,
+                    batch_size=options.batch_size,
+                    seed=seed,
+                    flip=options.flip,
+                    first_epoch=first_epoch,
+                    first_step=first_step,
+                    epochs=epochs,
+                ),
+                initial_epoch=first_epoch,
+                epochs=epochs,
+                steps_per_epoch=steps - first_step,
+                validation_data=validating,
+                callbacks=[recorder],
+                shuffle=False,
+                verbose=1 if terminal else 0,
+            )
 
+    if recorder.diverged:
+        # Whatever is left of its weights: who loads the model is to see it, and to see the same each time.
+        for variable in model.trainable_variables:
+            variable.assign(tf.fill(variable.shape, np.float32("nan")))
     out.mkdir(parents=True, exist_ok=True)
     beside = out / "partial.keras"
     # Without loss and optimizer, which are of no use after the last step.
     keras.saving.save_model(keras.Model(model.input, model.output, name=model.name), beside)
     beside.replace(out / "model.keras")
-    files.write_csv(out / "history.csv", HISTORY, ([row[key] for key in HISTORY] for row in history))
+    files.write_csv(out / "history.csv", HISTORY, ([row.get(key, "") for key in HISTORY] for row in history))
     checkpoint.remove()
 
 
@@ -230,31 +254,45 @@ def backbone_and_head(model):
 class Recorder(keras.callbacks.Callback):
     """Writes a row of history an epoch, says it in a line, and keeps the state to resume from.
 
-    `seconds` and `images_per_second` are of the training steps alone, without validation.
+    `seconds` and `images_per_second` are of the training steps alone, without validation. A loss that is not finite
+    ends training: the last row of history is then of that epoch, with nothing but its loss, and `diverged` is true.
     """
 
     def __init__(self, title, history, epochs, images, checkpoint, statistics):
         super().__init__()
         self.title, self.history, self.epochs, self.images = title, history, epochs, images
         self.checkpoint, self.statistics = checkpoint, statistics
+        self.first_step, self.diverged = 0, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch, time.perf_counter()
-        self.seconds = None
+        self.epoch = epoch
+        before = self.checkpoint.resume_metrics() if self.first_step else 0.0
+        self.started = time.perf_counter() - before
+        self.saved = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now, step = time.perf_counter(), self.first_step + batch + 1
+        if step % LOOK_STEPS == 0 and not np.isfinite(logs["loss"]):
+            self._diverge(logs["loss"])
+        elif now - self.saved > SAVE_SECONDS:
+            self.checkpoint.save(self.history, step, now - self.started)
+            self.saved = now
 
     def on_test_begin(self, logs=None):
         self.seconds = time.perf_counter() - self.started
-        self.statistics.refresh(self.epoch)
+        if not self.diverged:
+            self.statistics.refresh(self.epoch)
 
     def on_epoch_end(self, epoch, logs=None):
+        self.first_step = 0
+        if self.diverged:
+            return
         row = {key: float(logs[key]) for key in HISTORY if key in logs}
-        if not np.isfinite(row["loss"]):
-            raise UserError(
-                f"{self.title} diverged: its loss was {row['loss']} in epoch {epoch + 1}; lower train.learning_rate or "
-                "the strength of the regularizer"
-            )
-        row["epoch"] = epoch + 1
         row["reg_loss"] = reg_loss(self.model)
+        if not np.isfinite(row["loss"] + row["reg_loss"]):
+            self._diverge(row["loss"] + row["reg_loss"])
+            return
+        row["epoch"] = epoch + 1
         row |= backbone_and_head(self.model)
         row["seconds"] = round(self.seconds, 3)
         row["images_per_second"] = round(self.images / self.seconds, 1)
@@ -268,6 +306,15 @@ class Recorder(keras.callbacks.Callback):
                 flush=True,
             )
         self.checkpoint.save(self.history)
+
+    def _diverge(self, loss):
+        self.diverged = self.model.stop_training = True
+        self.history.append({"epoch": self.epoch + 1, "loss": float(loss)})
+        print(
+            f"{self.title} diverged: its loss was {float(loss)} in epoch {self.epoch + 1}; "
+            "lower train.learning_rate or the strength of the regularizer",
+            flush=True,
+        )
 
 
 class PopulationStatistics:
@@ -288,22 +335,7 @@ class PopulationStatistics:
         self.averages = [
             variable for variable in model.variables if variable.path.endswith(("moving_mean", "moving_variance"))
         ]
-
-        strategy = model.distribute_strategy
-        replicas = strategy.num_replicas_in_sync
-        run = tf.function(lambda share: strategy.run(lambda images: model(images, training=True), args=(share,)))
-
-        def forward(images):
-            """Each replica takes its share of the batch, as in training."""
-            if replicas == 1:
-                return run(images)
-            return run(
-                strategy.experimental_distribute_values_from_function(
-                    lambda context: images[context.replica_id_in_sync_group :: replicas]
-                )
-            )
-
-        self.forward = forward
+        self.forward = tf.function(self._forward)
 
     def refresh(self, epoch):
         """Take them from the first batches of this epoch; nothing where that is not asked for."""
@@ -320,40 +352,86 @@ class PopulationStatistics:
             epochs=epoch + 1,
         )
         for images, _ in batches.take(self.batches):
-            self.forward(images)
+            self.forward(self._shares(images))
         # From zero, k steps of a moving average hold 1 − momentum^k of the mean.
         for variable in self.averages:
             variable.assign(variable.value / (1.0 - self.momentum**self.batches))
 
+    def _forward(self, share):
+        self.model.distribute_strategy.run(lambda images: self.model(images, training=True), args=(share,))
+
+    def _shares(self, images):
+        """Each replica takes its share of the batch, as in training."""
+        strategy = self.model.distribute_strategy
+        replicas = strategy.num_replicas_in_sync
+        if replicas == 1:
+            return images
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: images[context.replica_id_in_sync_group :: replicas]
+        )
+
 
 class Checkpoint:
-    """The state after the last whole epoch: weights, optimizer and history in one file."""
+    """The state of a run: weights, optimizer, history, and in the midst of an epoch its metrics so far.
+
+    The last two states are kept, one file each, `EPOCHS-STEPS.npz`: whole epochs, and steps since. Should the last
+    one be damaged, the run goes on from the one before.
+    """
 
     def __init__(self, model, folder):
         self.model, self.folder = model, Path(folder)
-        self.path = self.folder / "epoch.npz"
+        self.metrics, self.seconds = [], 0.0
 
     def _variables(self):
         self.model.optimizer.build(self.model.trainable_variables)
         return [*self.model.variables, *self.model.optimizer.variables]
 
-    def save(self, history):
+    def save(self, history, step=0, seconds=0.0):
+        """Keep the state after `step` steps of an epoch, which took `seconds`; 0 steps: after a whole epoch."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"{index:04d}": variable.numpy() for index, variable in enumerate(self._variables())}
+        if step:
+            # Flat, since a metric's state is a handful of numbers.
+            arrays["metrics"] = np.array([variable.numpy() for variable in self.model.metrics_variables], np.float64)
         beside = self.folder / "partial.npz"
-        np.savez(beside, history=json.dumps(history), **arrays)
-        beside.replace(self.path)
+        np.savez(beside, state=json.dumps({"history": history, "step": step, "seconds": seconds}), **arrays)
+        beside.replace(self.folder / f"{len(history):06d}-{step:09d}.npz")
+        for old in self._saved()[2:]:
+            old.unlink()
+
+    def _saved(self):
+        """The files of states, the latest first."""
+        return sorted(self.folder.glob("*-*.npz"), reverse=True)
 
     def restore(self):
-        """Load the state if there is one; the history so far."""
-        if not self.path.exists():
-            return []
-        with np.load(self.path, allow_pickle=False) as arrays:
-            for index, variable in enumerate(self._variables()):
-                variable.assign(arrays[f"{index:04d}"])
-            history = json.loads(str(arrays["history"]))
-        print(f"resuming after epoch {len(history)}", flush=True)
-        return history
+        """Load the latest whole state, if there is one.
+
+        Returns:
+            (history so far, how many steps of the next epoch are done)
+        """
+        for path in self._saved():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    arrays = dict(file)
+                state = json.loads(str(arrays["state"]))
+                values = [arrays[f"{index:04d}"] for index in range(len(self._variables()))]
+            except Exception as error:  # whatever zipfile and NumPy make of a damaged file
+                print(f"{path} is damaged ({error}); going on without it", flush=True)
+                path.unlink()
+                continue
+            for variable, value in zip(self._variables(), values, strict=True):
+                variable.assign(value)
+            self.metrics, self.seconds = arrays.get("metrics", []), state["seconds"]
+            within = f" and {state['step']} steps" if state["step"] else ""
+            print(f"resuming after epoch {len(state['history'])}{within}", flush=True)
+            return state["history"], state["step"]
+        return [], 0
+
+    def resume_metrics(self):
+        """Let the metrics go on where they were in the midst of the epoch; the seconds that it took until then."""
+        for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
+            variable.assign(value)
+        return self.seconds
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)
