@@ -107,6 +107,11 @@ def stop(repository, stage, delay, number):
     return (None if finished else running), output
 
 
+def children(pid):
+    """The processes that a process started, on Linux."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def results(repository):
     """{path: SHA-256} of all that the pipeline made; of a model the weights, of a history all but the seconds."""
     folder, found = repository.folder, {}
