@@ -382,7 +382,12 @@ def _damage_named(builder):
 
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+    except (
+        tf.errors.DataLossError,
+        tf.errors.FailedPreconditionError,  # fewer records than dataset_info.json says
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+    ) as error:
         raise _damaged(builder, _first_line(error)) from None
 
 
