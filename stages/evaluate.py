@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, params
+from regbench import errors, lock, params
 
 
 def main():
@@ -16,6 +16,7 @@ def main():
     arguments = parser.parse_args()
     settings = params.load()
     settings.require(arguments.reg)
+    lock.check(f"train@{arguments.reg}-{arguments.seed}")
     # TensorFlow loads from here on: mistakes in params have been told by now.
     from regbench import runtime
 

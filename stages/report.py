@@ -6,12 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, params, summary
+from regbench import errors, lock, params, summary
 
 
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     settings = params.load()
+    names = [f"{name}-{seed}" for name in settings.reg for seed in settings.train.seeds]
+    lock.check(*(f"{stage}@{run}" for run in names for stage in ("train", "evaluate")))
     runs = summary.read_runs(settings)
     from regbench import figures
 

@@ -7,6 +7,7 @@ python -m regbench.params || exit 1
 case ${JOBS:-1} in
     0 | *[!0-9]*) echo "error: JOBS=$JOBS is not allowed; it should be a whole number from 1"; exit 1 ;;
 esac
+python -m regbench.lock || exit 1
 python -m dvc repro --quiet prepare || exit 1
 
 runs=$(python -m dvc status | sed -nE 's/^(train|evaluate)@(.*):$/\2/p' | awk '!seen[$0]++')

