@@ -20,21 +20,25 @@ IMAGES, SIDE = 40_000, 224
 
 
 def generate(folder):
-    """Prepared arrays of uint8 noise: `IMAGES` of `SIDE`×`SIDE`×3, with dataset.json."""
+    """Prepare a dataset of uint8 noise: `IMAGES` of `SIDE`×`SIDE`×3 to train on, and 256 each for the other splits."""
+    sys.path.insert(0, str(ROOT / "src"))
     import numpy as np
 
+    from regbench import dataset, params, sources
+
     rng = np.random.default_rng(0)
-    for split, count in (("train", IMAGES), ("validation", 256)):
-        (folder / split).mkdir(parents=True)
-        labels = rng.integers(0, 10, count)
-        np.save(folder / split / "labels.npy", labels)
-        images = np.lib.format.open_memmap(folder / split / "images.npy", "w+", np.uint8, (count, SIDE, SIDE, 3))
-        for start in range(0, count, 500):
-            part = images[start : start + 500]
-            part[:] = rng.integers(0, 256, part.shape, np.uint8)
-        images.flush()
-    info = {"classes": [str(label) for label in range(10)], "sha256": {"train": "noise"}}
-    (folder / "dataset.json").write_text(json.dumps(info))
+    counts = {"train": IMAGES + 256, "test": 256}
+    source = sources.Source(
+        name="noise",
+        origin="generated",
+        classes=tuple("0123456789"),
+        shape=(SIDE, SIDE),
+        channels=3,
+        labels={split: np.arange(count) % 10 for split, count in counts.items()},
+        read=lambda split, indices: (rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in indices),
+    )
+    chosen = {"image_size": SIDE, "train_images": IMAGES, "validation_images": 256}
+    dataset.prepare(source, params.load(ROOT / "params.yaml").data.model_copy(update=chosen), folder)
 
 
 def train(folder):

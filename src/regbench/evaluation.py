@@ -1,5 +1,7 @@
 """What is measured of one trained model."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -48,9 +50,9 @@ def evaluate(settings, name, seed, data="data", out=None):
     out = Path(out or f"runs/{name}-{seed}")
     try:
         model = keras.saving.load_model(out / "model.keras", compile=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{out / 'model.keras'} can't be loaded ({error}); run `dvc repro -f train@{name}-{seed}`"
+            f"{out / 'model.keras'} can't be loaded ({error}); run `dvc repro -f -s train@{name}-{seed}`"
         ) from None
     prepared = dataset.load(data, dataset.SPLITS)
     logits = {split: predict(model, examples) for split, examples in prepared.splits.items()}
