@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def children(pid):
 
 
 def results(repository):
-    """{path: SHA-256} of all that the pipeline made; of a model the weights, of a history all but the seconds."""
+    """{path: SHA-256} of all that the pipeline made; of a history all but the seconds."""
     folder, found = repository.folder, {}
     for root in ("data", "runs", "metrics", "plots", "report.md"):
         for path in (folder / root).rglob("*") if (folder / root).is_dir() else [folder / root]:
@@ -123,9 +122,6 @@ def results(repository):
 
 
 def _content(path):
-    if path.suffix == ".keras":  # beside the weights it has a date, and Keras's object ids
-        with zipfile.ZipFile(path) as archive:
-            return archive.read("model.weights.h5")
     content = path.read_bytes()
     if path.name == "history.csv":
         rows = csv.DictReader(io.StringIO(content.decode()))

@@ -100,6 +100,11 @@ def test_experiments_are_queued_shown_compared_and_applied(repository):
     assert "l2.reg_loss" in run(repository, f"dvc exp diff {names[0]} {names[1]} --md")
     run(repository, f"dvc exp apply {names[0]}")
     repository.commit("applied")
+    # Two at a time, in copies of their own: the numbers are those of a run by itself.
+    queued = repository.read("runs/l2-0/evaluation.json")
+    run(repository, "dvc repro -q -f -s train@l2-0 evaluate@l2-0")
+    assert repository.read("runs/l2-0/evaluation.json") == queued
+    run(repository, "git checkout -q dvc.lock")
     assert step("dvc params diff main~1").count("reg.l2") == 1
     assert "train@l2-0" in step("dvc dag")
     listed = {command for command in commands("docs/pull-requests.md") if "queue" in command or "exp show" in command}

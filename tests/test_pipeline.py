@@ -42,6 +42,10 @@ def test_whole_comparison_side_by_side(repository):
     assert list(summary(repository)) == ["none", "l1", "l2"]
     assert summary(repository)["none"]["reg_loss"] == 0
     assert repository.run("env", "PYTHONPATH=src", "python", "-m", "regbench.summary").count("[") >= 5
+    side_by_side = repository.read("runs/l2-0/evaluation.json")
+    repository.dvc("repro", "-f", "-s", "train@l2-0", "evaluate@l2-0")
+    assert repository.read("runs/l2-0/evaluation.json") == side_by_side
+    repository.dvc("repro")
     repository.commit("first results")
     assert "up to date" in repository.dvc("repro")
 

@@ -8,8 +8,10 @@ one never resumes by mistake.
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -137,12 +139,34 @@ def train(settings, name, seed, data="data", out=None):
         for variable in model.trainable_variables:
             variable.assign(tf.fill(variable.shape, np.float32("nan")))
     out.mkdir(parents=True, exist_ok=True)
-    beside = out / "partial.keras"
     # Without loss and optimizer, which are of no use after the last step.
-    keras.saving.save_model(keras.Model(model.input, model.output, name=model.name), beside)
-    beside.replace(out / "model.keras")
+    save(keras.Model(model.input, model.output, name=model.name), out / "model.keras")
     files.write_csv(out / "history.csv", HISTORY, ([row.get(key, "") for key in HISTORY] for row in history))
     checkpoint.remove()
+
+
+def save(model, path):
+    """Write a model as .keras, the same bytes for the same model.
+
+    Keras notes the date, and numbers objects that are used more than once by their place in memory.
+    """
+    beside = path.with_name(f"partial.{path.name}")
+    keras.saving.save_model(model, path.with_name("partial.keras"))
+    with zipfile.ZipFile(path.with_name("partial.keras")) as saved, zipfile.ZipFile(beside, "w") as written:
+        for name in sorted(saved.namelist()):
+            content = saved.read(name)
+            if name == "metadata.json":
+                content = json.dumps({"keras_version": keras.__version__}).encode()
+            elif name == "config.json":
+                places = {}
+                content = re.sub(
+                    rb'(?<="shared_object_id": )\d+',
+                    lambda found, places=places: b"%d" % places.setdefault(found[0], len(places)),
+                    content,
+                )
+            written.writestr(zipfile.ZipInfo(name), content)
+    path.with_name("partial.keras").unlink()
+    beside.replace(path)
 
 
 def compile(model, options, steps):
@@ -241,13 +265,16 @@ def kernels(model):
 def backbone_and_head(model):
     """Reg loss and norm of the convolutions and of the Dense head: √Σw² of their kernels, batch norm's aside."""
     *backbone, (head, head_kernel) = kernels(model)
+
+    def norm(kernels):
+        # Not by NumPy's norm: BLAS sums in an order that depends on its threads.
+        return float(np.sqrt(sum(np.square(kernel.numpy(), dtype=np.float64).sum() for kernel in kernels)))
+
     return {
         "reg_loss_backbone": float(sum(loss for layer, _ in backbone for loss in layer.losses)),
         "reg_loss_head": float(sum(head.losses)),
-        "norm_backbone": float(
-            np.sqrt(sum(np.square(kernel.numpy(), dtype=np.float64).sum() for _, kernel in backbone))
-        ),
-        "norm_head": float(np.linalg.norm(head_kernel.numpy().astype(np.float64))),
+        "norm_backbone": norm(kernel for _, kernel in backbone),
+        "norm_head": norm([head_kernel]),
     }
 
 
