@@ -104,7 +104,8 @@ def carry_out(project, run, node, fetch, progress):
                     progress(epoch[0])
 
             pull = ("--pull",) if fetch else ()
-            code = _dvc(folder, "repro", "--quiet", "--single-item", *pull, *stages, lock=lock, line=line)
+            # Not quietly: dvc does not say then that it was the stage that failed.
+            code = _dvc(folder, "repro", "--single-item", *pull, *stages, lock=lock, line=line)
             log = "".join(output)
             if code == 0:
                 return None
