@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -239,8 +240,12 @@ def _connect(address):
             "Ray is not installed; `make repro CLUSTER=…` installs it, or `pip install -e '.[cluster]'`"
         ) from None
     try:
+        host, _, port = address.rpartition(":")
+        if port.isdecimal():
+            # Ray itself tries for a minute and a half, and then ends the process.
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"no Ray cluster to be used at {address}: {reason} (docs/scale.md says how to start one)"
@@ -306,8 +311,6 @@ def _read(ray, board):
 
 def _task(project, board, run, trained):
     """One run, in a worker process of a node."""
-    import socket
-
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
