@@ -44,7 +44,8 @@ class Board:
 
     def note(self, run, words):
         """Note how far a run is."""
-        self.states[run]["words"] = words
+        if run in self.states:
+            self.states[run]["words"] = words
 
     def read(self):
         """{run: its state}."""
@@ -284,7 +285,7 @@ def _submit(ray, project, size, missing, progress):
                 try:
                     outcome = ray.get(reference)
                 except (ray.exceptions.RayError, node.CutOffError) as error:
-                    progress.failed[run] = f"given up after {RETRIES + 1} attempts: {error}"
+                    progress.failed[run] = f"cut off, and not tried again: {error}"
                     continue
                 if outcome.log is None:
                     progress.done[run] = outcome
@@ -315,9 +316,11 @@ def _task(project, board, run, trained):
 
     node_id = ray.get_runtime_context().get_node_id()
     name = f"{socket.gethostname()}/{node_id[:6]}"
-    attempt = ray.get(board.begin.remote(run, node_id, name))
     # The head has looked before it began; after a loss the results may be there all the same.
-    fetch = trained or attempt > 1
+    try:
+        fetch = trained or ray.get(board.begin.remote(run, node_id, name), timeout=60) > 1
+    except ray.exceptions.RayError:
+        fetch = True  # the board is lost, and the table lacks this run; no reason not to train
     return node.carry_out(project, run, name, fetch, lambda words: board.note.remote(run, words))
 
 
