@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check pr-report bench lint lock clean
+.PHONY: help setup cluster repro test check pr-report bench lint lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
@@ -10,6 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 INSTALLED := .venv/installed
+RAY := .venv/cluster
 BASE ?= origin/main
 
 help: ## list the targets
@@ -26,8 +27,16 @@ $(INSTALLED): requirements.lock
 	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
-repro: $(INSTALLED) ## run what is out of date, JOBS=n runs side by side, and show the table
-	@if python -m dvc status --quiet; then echo "Everything is up to date."; else bash stages/side_by_side.sh; fi
+cluster: $(RAY) ## add Ray to .venv, for CLUSTER=… and its tests
+
+$(RAY): $(INSTALLED) requirements-cluster.lock
+	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
+	@touch $@
+
+repro: $(INSTALLED) $(if $(CLUSTER),$(RAY)) ## run what is out of date, JOBS=n runs side by side or on CLUSTER=address, and show the table
+	@if python -m dvc status --quiet; then echo "Everything is up to date."; \
+	elif [ -n "$(CLUSTER)" ]; then python -m regbench.cluster "$(CLUSTER)"; \
+	else bash stages/side_by_side.sh; fi
 	@python -m regbench.summary
 
 test: $(INSTALLED) ## run the tests
@@ -45,9 +54,13 @@ bench: $(INSTALLED) ## measure speed and memory beside the article's way; half a
 lint: $(INSTALLED) ## check style
 	@ruff check . && ruff format --check .
 
-lock: ## pin the newest allowed packages in requirements.lock; needs uv
+lock: ## pin the newest allowed packages in requirements.lock and what Ray adds in requirements-cluster.lock; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra dev \
 		--no-annotate --upgrade -o requirements.lock pyproject.toml
+	@# Ray and what it needs, at the versions of the other lock, so that both can be installed one after the other.
+	sed -n 's/^cluster = \["\(.*\)"\].*/\1/p' pyproject.toml | uv pip compile --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --no-annotate --upgrade --constraints requirements.lock \
+		-o requirements-cluster.lock -
 
 clean: ## remove the environment and scratch files; results and DVC's cache stay
 	rm -rf .venv .regbench .pytest_cache .ruff_cache dvc_plots

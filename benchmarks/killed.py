@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from conftest import Repository, copy_project, read_sample, tiny_params, write_images
+from conftest import Repository, copy_project, tiny_params, write_image_folder
 
 STAGES = ("prepare", "train", "evaluate", "report")
 SECONDS = ("seconds", "images_per_second")
@@ -171,7 +171,7 @@ def main():
     chance, kills, differences = random.Random(arguments.seed), Counter(), []
     with tempfile.TemporaryDirectory(prefix="regbench-killed-") as scratch:
         scratch = Path(scratch)
-        images = write_images(scratch / "images", *read_sample())
+        images = write_image_folder(scratch / "images")
         template = project(scratch / "template", images).folder
         untouched = Repository(shutil.copytree(template, scratch / "untouched"))
         seconds = timed(untouched)

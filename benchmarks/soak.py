@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from conftest import copy_project, read_sample, tiny_params, write_images
+from conftest import copy_project, tiny_params, write_image_folder
 
 WANTED = {
     "results": ("runs", "data", "metrics", "plots", "report.md"),
@@ -73,7 +73,7 @@ def main():
         temporary = Path(scratch) / "tmp"
         temporary.mkdir()
         os.environ["TMPDIR"] = str(temporary)
-        images = write_images(Path(scratch) / "images", *read_sample())
+        images = write_image_folder(Path(scratch) / "images")
         few = {"data.train_images": 80, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
         params = tiny_params(images, **few, **{"evaluate.pruning": [0.5]})
         params["reg"] = {"none": 0, "tried": {"l2": 0.001}}

@@ -17,32 +17,32 @@ ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-@pytest.fixture(scope="session")
-def cifar10_sample():
-    """400 training images of CIFAR-10, 40 a class: uint8 [400, 32, 32, 3] and labels [400]."""
-    return read_sample()
-
-
-@pytest.fixture(scope="session")
-def image_folder(cifar10_sample, tmp_path_factory):
-    """The sample as a folder of class folders of PNGs."""
-    return write_images(tmp_path_factory.mktemp("images") / "cifar10 sample", *cifar10_sample)
-
-
 def read_sample():
-    """What `cifar10_sample` gives, for scripts."""
+    """400 training images of CIFAR-10, 40 a class: uint8 [400, 32, 32, 3] and labels [400]."""
     sprite = np.asarray(Image.open(ROOT / "tests/cifar10_sample.png"))
     labels = json.loads((ROOT / "tests/cifar10_sample.json").read_text())
     return sprite.reshape(-1, 32, 32, 3), np.array(labels)
 
 
-def write_images(folder, images, labels):
-    """Images and labels as a folder of class folders of PNGs."""
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+def write_image_folder(folder):
+    """The sample as a folder of class folders of PNGs; the folder."""
+    for index, (image, label) in enumerate(zip(*read_sample(), strict=True)):
         path = folder / CLASSES[label] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_sample():
+    """What `read_sample` gives."""
+    return read_sample()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """The sample as a folder of class folders of PNGs."""
+    return write_image_folder(tmp_path_factory.mktemp("images") / "cifar10 sample")
 
 
 def tiny_params(folder, **changes):

@@ -122,6 +122,15 @@ class Report(Section):
     baseline: str | None = Field(description="a key under reg that the others are compared with, or null")
 
 
+class Cluster(Section):
+    """What a run asks Ray for. Nothing of a result depends on it."""
+
+    cpus: float = Field(default=1, gt=0, le=1024, description="a number above 0, at most 1024")
+    gpus: Annotated[float, Field(ge=0, le=64)] | None = Field(
+        default=None, description="a number from 0 to 64, or null for one where the cluster has any"
+    )
+
+
 @dataclass(frozen=True)
 class Regularizer:
     """One line under `reg:`: strengths by kind, none for no regularizer, and which weights it covers."""
@@ -145,6 +154,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     report: Report
+    cluster: Cluster = Cluster()
 
     def require(self, name):
         """Raise a `UserError` unless `name` is a key under `reg`."""
