@@ -196,8 +196,6 @@ def _command(command, folder, lock=None, line=None):
     """Run a command to its end, `line` called with each line of output; its exit code, 0 where `line` is None."""
     # The stages' `python` is the one that Ray's workers have.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    # Ray sets it in workers; it moves the last digit of NumPy's norms, against a run outside of Ray.
-    environment.pop("OMP_NUM_THREADS", None)
     with subprocess.Popen(
         ("bash", "-c", GUARD, "guard", *command),
         cwd=folder,
