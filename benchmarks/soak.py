@@ -33,7 +33,7 @@ def random_changes(chance):
     kinds = ("l1", "l2", "orthogonal", "weight_decay", "proximal_l1")
     strength, scope = 10 ** chance.uniform(-6, -2), chance.choice(("all", "backbone", "head"))
     return [
-        f"reg.tried={{{chance.choice(kinds)}: {strength:.2g}, scope: {scope}}}",
+        f"++reg.tried={{{chance.choice(kinds)}: {strength:.2g}, scope: {scope}}}",
         f"train.learning_rate={chance.choice((0.01, 0.05, 0.1, 5.0))}",
         f"train.batch_size={chance.choice((8, 16, 40))}",
         f"train.epochs={chance.choice((1, 2))}",
@@ -80,7 +80,7 @@ def main():
         repository = copy_project(Path(scratch) / "project", params)
         for number in range(1, arguments.experiments + 1):
             changes = [option for change in random_changes(chance) for option in ("-S", change)]
-            repository.dvc("exp", "run", "-q", *changes)
+            repository.dvc("exp", "run", *changes)
             diverged += sum("diverged" in row for row in json.loads(repository.read("metrics/summary.json")).values())
             if number % max(1, arguments.experiments // 3) == 0:
                 taken[f"after {number}"] = sizes(repository.folder) | {
