@@ -20,6 +20,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import copy_project  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results.json"
 SIZES = (
     # image size, batch size, training images, validation images, rounds
@@ -63,19 +67,10 @@ def say(text):
 
 def copy(folder, changes):
     """A scratch repository with the committed params, but for `changes`: {section: {key: value}}."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        if name != "dvc.lock" and not name.startswith(("metrics/", "plots/")) and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in changes.items():
         params[section] |= values
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "bench"]):
-        subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
-    return folder
+    return copy_project(folder, params).folder
 
 
 def trainings(data):

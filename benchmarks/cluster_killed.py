@@ -45,7 +45,7 @@ def try_to_break(folder, chance, seeds, pause):
     """Run the matrix while things are killed; what happened, and what came out."""
     images = folder / "images"
     conftest.write_image_folder(images)
-    chosen = conftest.tiny_params(images, **test_cluster.TINY, **{"train.epochs": 3, "train.seeds": list(range(seeds))})
+    chosen = conftest.tiny_params(images, **conftest.TINIEST, **{"train.epochs": 3, "train.seeds": list(range(seeds))})
     repository = conftest.copy_project(folder / "project", chosen)
     repository.dvc("remote", "add", "--default", "store", str(folder / "remote"))
     repository.commit("a remote")

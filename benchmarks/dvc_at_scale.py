@@ -19,6 +19,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import copy_project  # noqa: E402
+
 REGULARIZERS = 5
 
 STAGE = """
@@ -43,47 +47,30 @@ else:
 
 
 def project(folder, stages):
-    """The project with `stages` train and evaluate stages, their scripts replaced, in a Git repository of its own."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith(("metrics/", "plots/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / "stub.py").write_text(STAGE)
-    for stage in ("prepare", "train", "evaluate", "report"):
-        arguments = f"[sys.executable, 'stub.py', '{stage}', *sys.argv[1:]]"
-        (folder / f"stages/{stage}.py").write_text(f"import os, sys\nos.execv(sys.executable, {arguments})\n")
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    """The project with `stages` train and evaluate stages, their scripts replaced: the repository, and its runs."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     names = [f"r{index}" for index in range(REGULARIZERS)]
     params["reg"] = {name: {"l2": 10.0**-index} for index, name in enumerate(names)}
     params["train"]["seeds"] = list(range(stages // 2 // REGULARIZERS))
     params["report"]["baseline"] = names[0]
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    repository = copy_project(folder, params)
+    (folder / "stub.py").write_text(STAGE)
+    for stage in ("prepare", "train", "evaluate", "report"):
+        arguments = f"[sys.executable, 'stub.py', '{stage}', *sys.argv[1:]]"
+        (folder / f"stages/{stage}.py").write_text(f"import os, sys\nos.execv(sys.executable, {arguments})\n")
     (folder / "names.json").write_text(json.dumps(names))
-    git(folder, "init", "-q", "-b", "main")
-    commit(folder, "project")
-    return [f"{name}-{seed}" for name in names for seed in params["train"]["seeds"]]
+    repository.commit("stages that do nothing")
+    return repository, [f"{name}-{seed}" for name in names for seed in params["train"]["seeds"]]
 
 
-def git(folder, *arguments):
-    identity = ("-c", "user.name=bench", "-c", "user.email=bench@example.org")
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def commit(folder, message):
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", message)
-
-
-def seconds(folder, *arguments, limit=None):
+def seconds(repository, *arguments, limit=None):
     """How long a dvc command takes; None where it ran past `limit`."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     started = time.monotonic()
     # In a group of its own, so that a stage that is running ends with it.
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
-        cwd=folder,
-        env=environment,
+        cwd=repository.folder,
+        env=repository.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -102,33 +89,33 @@ def seconds(folder, *arguments, limit=None):
 
 def measure(folder, stages, limit):
     """Seconds of each command for a matrix of `stages`."""
-    runs = project(folder, stages)
+    repository, runs = project(folder, stages)
     remote = folder.parent / "remote"
-    seconds(folder, "remote", "add", "--default", "store", str(remote))
-    result = {"repro, every stage run": seconds(folder, "repro", "--quiet", limit=limit)}
+    seconds(repository, "remote", "add", "--default", "store", str(remote))
+    result = {"repro, every stage run": seconds(repository, "repro", "--quiet", limit=limit)}
     if result["repro, every stage run"] is None:
         done = len(list(folder.glob("runs/*/model.keras"))) + len(list(folder.glob("runs/*/evaluation.json")))
         result["repro, every stage run"] = f"{done} of {stages} in {limit} s"
         fill(folder, runs)
-        seconds(folder, "repro", "--quiet")
-    commit(folder, "results")
+        seconds(repository, "repro", "--quiet")
+    repository.commit("results")
     result["dvc.lock, MB"] = round((folder / "dvc.lock").stat().st_size / 1e6, 2)
-    result["status"] = seconds(folder, "status")
-    result["repro, nothing to do"] = seconds(folder, "repro", "--quiet")
-    result["metrics diff"] = seconds(folder, "metrics", "diff", "HEAD~1")
-    result["exp show"] = seconds(folder, "exp", "show", "--no-pager")
-    result["push --run-cache, all"] = seconds(folder, "push", "--quiet", "--run-cache")
+    result["status"] = seconds(repository, "status")
+    result["repro, nothing to do"] = seconds(repository, "repro", "--quiet")
+    result["metrics diff"] = seconds(repository, "metrics", "diff", "HEAD~1")
+    result["exp show"] = seconds(repository, "exp", "show", "--no-pager")
+    result["push --run-cache, all"] = seconds(repository, "push", "--quiet", "--run-cache")
     run = runs[len(runs) // 2]
     result["push --run-cache, one run"] = seconds(
-        folder, "push", "--quiet", "--run-cache", f"train@{run}", f"evaluate@{run}"
+        repository, "push", "--quiet", "--run-cache", f"train@{run}", f"evaluate@{run}"
     )
-    result["fetch --run-cache prepare"] = seconds(folder, "fetch", "--quiet", "--run-cache", "prepare")
+    result["fetch --run-cache prepare"] = seconds(repository, "fetch", "--quiet", "--run-cache", "prepare")
     # A knob of one regularizer's single run would be a seed; its strength is the next best: its runs are out of date.
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["reg"]["r2"] = {"l2": 0.5}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     result["repro -s, train and evaluate of one run"] = seconds(
-        folder, "repro", "--quiet", "--single-item", "train@r2-0", "evaluate@r2-0"
+        repository, "repro", "--quiet", "--single-item", "train@r2-0", "evaluate@r2-0"
     )
     # As a node of a cluster has it: dvc.lock knows prepare and the node's own runs.
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
@@ -137,8 +124,8 @@ def measure(folder, stages, limit):
     shutil.rmtree(folder / "runs")
     shutil.rmtree(folder / ".dvc/cache/runs")
     targets = ("train@r3-0", "evaluate@r3-0")
-    result["repro -s, on a node"] = seconds(folder, "repro", "--quiet", "--single-item", *targets)
-    result["push --run-cache, on a node"] = seconds(folder, "push", "--quiet", "--run-cache", *targets)
+    result["repro -s, on a node"] = seconds(repository, "repro", "--quiet", "--single-item", *targets)
+    result["push --run-cache, on a node"] = seconds(repository, "push", "--quiet", "--run-cache", *targets)
     return result
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import killed
 from conftest import copy_project, tiny_params, write_image_folder
 
 WANTED = {
@@ -56,13 +57,6 @@ def sizes(folder):
     return found
 
 
-def left_over(folder, temporary):
-    """Files that only work in progress should have, and what stays in the folder for temporary files."""
-    found = [path for pattern in ("*.partial", "partial.*", "*.npz") for path in folder.rglob(pattern)]
-    # DVC and its libraries keep some state of their own there, by design, and one of each.
-    return sorted(str(path) for path in [*found, *temporary.iterdir()] if not path.name.startswith(("dvc-", ".dvc")))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", type=int, default=30)
@@ -88,7 +82,7 @@ def main():
                     "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
                 }
                 print(number, json.dumps(taken[f"after {number}"]), file=sys.stderr, flush=True)
-        left = left_over(repository.folder, temporary)
+        left = killed.leftovers(repository) + sorted(path.name for path in temporary.iterdir())
         repository.dvc("exp", "remove", "-q", "-A")
         repository.dvc("gc", "-q", "-w", "-f")
         taken["after dvc gc -w"] = sizes(repository.folder)

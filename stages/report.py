@@ -12,8 +12,7 @@ from regbench import errors, lock, params, summary
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     settings = params.load()
-    names = [f"{name}-{seed}" for name in settings.reg for seed in settings.train.seeds]
-    lock.check(*(f"{stage}@{run}" for run in names for stage in ("train", "evaluate")))
+    lock.check(*(f"{stage}@{run}" for run in settings.runs for stage in ("train", "evaluate")))
     runs = summary.read_runs(settings)
     from regbench import figures
 

@@ -45,6 +45,16 @@ def image_folder(tmp_path_factory):
     return write_image_folder(tmp_path_factory.mktemp("images") / "cifar10 sample")
 
 
+TINIEST = {
+    "data.train_images": 40,
+    "data.validation_images": 20,
+    "data.test_images": 20,
+    "model.width": 0.1,
+    "evaluate.pruning": [],
+}
+"""For `tiny_params`, where only that a stage runs is of interest."""
+
+
 def tiny_params(folder, **changes):
     """The committed params, shrunk to a few steps; `changes` are like `{"train.epochs": 2}`."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -12,19 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Repository, copy_project, tiny_params
+from conftest import TINIEST, Repository, copy_project, tiny_params
 
 from regbench import node
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: make cluster")
-
-TINY = {
-    "data.train_images": 40,
-    "data.validation_images": 20,
-    "data.test_images": 20,
-    "model.width": 0.1,
-    "evaluate.pruning": [],
-}
 
 
 class Nodes:
@@ -58,7 +50,7 @@ def nodes(tmp_path_factory):
 def repository(image_folder, tmp_path_factory):
     """The project with its remote, committed, and three runs to train."""
     folder = tmp_path_factory.mktemp("cluster")
-    chosen = tiny_params(image_folder, **TINY)
+    chosen = tiny_params(image_folder, **TINIEST)
     chosen["reg"] = {"none": 0, "l2": 0.01, "l1": 0.001}
     repository = copy_project(folder / "project", chosen)
     repository.dvc("remote", "add", "--default", "store", str(folder / "remote"))
@@ -68,10 +60,7 @@ def repository(image_folder, tmp_path_factory):
 
 def start(repository, address, log):
     """`make repro CLUSTER=address` without make: the process, its output in `log`."""
-    environment = os.environ | {
-        "PYTHONPATH": "src",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    environment = repository.environment() | {"PYTHONPATH": "src"}
     command = (sys.executable, "-m", "regbench.cluster", address)
     with open(log, "a") as file:
         return subprocess.Popen(command, cwd=repository.folder, env=environment, stdout=file, stderr=file)

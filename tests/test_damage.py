@@ -7,7 +7,7 @@ import sys
 
 import killed
 import pytest
-from conftest import copy_project, tiny_params
+from conftest import TINIEST, copy_project, tiny_params
 
 from regbench import dataset, lock, sources
 from regbench.errors import UserError
@@ -62,8 +62,7 @@ def test_dataset_json(prepared, key, value):
 
 @pytest.fixture(scope="module")
 def repository(image_folder, tmp_path_factory):
-    sizes = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
-    params = tiny_params(image_folder, **sizes, **{"evaluate.pruning": [], "report.baseline": None})
+    params = tiny_params(image_folder, **TINIEST, **{"report.baseline": None})
     params["reg"] = {"l2": 0.001}
     repository = copy_project(tmp_path_factory.mktemp("damage") / "project", params)
     repository.dvc("repro", "-q")

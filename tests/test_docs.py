@@ -5,7 +5,7 @@ import shlex
 import time
 
 import pytest
-from conftest import ROOT, Repository, copy_project, tiny_params
+from conftest import ROOT, TINIEST, Repository, copy_project, tiny_params
 
 from regbench import params
 
@@ -53,8 +53,7 @@ def commands(page):
 @pytest.fixture(scope="module")
 def repository(image_folder, tmp_path_factory):
     """The project at a tiny size, its results committed on main, with a second commit that changes a strength."""
-    changes = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
-    chosen = tiny_params(image_folder, **changes, **{"evaluate.pruning": []})
+    chosen = tiny_params(image_folder, **TINIEST)
     chosen["reg"] = {"none": 0, "l2": 0.01}
     repository = copy_project(tmp_path_factory.mktemp("docs") / "project", chosen)
     repository.dvc("repro", "-q")

@@ -1,16 +1,14 @@
 """docs/job-arrays.md, its blocks run as they stand there, each job in a clone of its own."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Repository, copy_project, tiny_params
+from conftest import ROOT, TINIEST, Repository, copy_project, tiny_params
 
 PAGE = (ROOT / "docs/job-arrays.md").read_text()
 BEFORE, SLURM, AFTER = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -18,18 +16,15 @@ WORKFLOW = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE |
 
 
 def bash(folder, script, **variables):
-    environment = os.environ | variables
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-euc", script], cwd=folder, env=environment, text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return Repository(folder).run(
+        "env", *(f"{name}={value}" for name, value in variables.items()), "bash", "-euc", script
+    )
 
 
 @pytest.fixture(scope="module")
 def repository(image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("array")
-    small = {"data.train_images": 40, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
-    chosen = tiny_params(image_folder, **small, **{"evaluate.pruning": []})
+    chosen = tiny_params(image_folder, **TINIEST)
     chosen["reg"] = {"none": 0, "l2": 0.01}
     repository = copy_project(folder / "project", chosen)
     repository.run("git", "config", "user.name", "test")

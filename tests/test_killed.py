@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ def template(image_folder, tmp_path_factory):
 
 
 def test_killed_in_each_stage(template, tmp_path):
-    untouched = Repository(killed.shutil.copytree(template, tmp_path / "untouched"))
+    untouched = Repository(shutil.copytree(template, tmp_path / "untouched"))
     seconds = killed.timed(untouched)
     repository, kills = killed.round_of_kills(template, tmp_path / "killed", seconds, random.Random(1))
     assert sum(kills[stage] for stage in killed.STAGES) >= 3
@@ -32,7 +33,7 @@ def test_killed_in_each_stage(template, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux tells a process that its parent has ended")
 def test_a_stage_ends_with_dvc(template, tmp_path):
-    repository = Repository(killed.shutil.copytree(template, tmp_path / "orphan"))
+    repository = Repository(shutil.copytree(template, tmp_path / "orphan"))
     process = killed.repro(repository)
     for line in process.stdout:
         if " epoch 1/" in line:

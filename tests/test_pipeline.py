@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 from conftest import copy_project, tiny_params
 
 
@@ -133,6 +134,17 @@ def test_one_more_seed_trains_that_seed_only(repository):
     assert {row["seeds"] for row in summary(repository).values()} == {2}
 
 
+def test_the_order_of_the_regularizers_trains_nothing(repository):
+    text = repository.read("params.yaml")
+    params = yaml.safe_load(text)
+    params["reg"] = dict(reversed(params["reg"].items()))
+    (repository.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert stages_run(repository.dvc("repro")) == ["report"]
+    assert list(summary(repository)) == list(params["reg"])
+    (repository.folder / "params.yaml").write_text(text)
+    repository.dvc("repro")
+
+
 def test_a_failing_run_does_not_stop_the_others(repository):
     script = repository.read("stages/train.py")
     broken = script.replace(
@@ -166,8 +178,6 @@ def test_bad_params_are_told_before_anything_runs(repository):
 
 def test_dvc_yaml_names_every_knob_of_training(repository):
     """`train` lists its keys one by one, so that `seeds` is not among them; a new key must not be forgotten."""
-    import yaml
-
     from regbench import params
 
     listed = yaml.safe_load(repository.read("dvc.yaml"))["stages"]["train"]["params"]

@@ -79,7 +79,7 @@ def run_matrix(address):
     ray = _connect(address)
     _dvc("repro", "--quiet", "prepare")
     _push("prepare")
-    runs = [f"{name}-{seed}" for name in settings.reg for seed in settings.train.seeds]
+    runs = settings.runs
     state = node.patiently(lambda: _restore(runs), _say)
     missing = [run for run in runs if state[run] != "done"]
     progress = Progress(len(runs), len(runs) - len(missing))

@@ -113,7 +113,7 @@ def measure(model, settings, prepared, logits):
     pruned = prune(model, settings.evaluate.pruning, prepared.splits["validation"])
     tables = {
         "predictions": predictions,
-        "layers": [row.values() for row in layers],
+        "layers": [[row[column] for column in TABLES["layers"]] for row in layers],
         "confusion": [
             (prepared.classes[label], prepared.classes[prediction], confusion[label, prediction])
             for label, prediction in np.argwhere(confusion).tolist()

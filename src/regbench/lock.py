@@ -44,7 +44,7 @@ def check(*stages):
         if not path.is_file() or expected.endswith(".dir"):
             continue
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found != expected:
             raise UserError(
                 f"{path} is damaged, or not what DVC ran: its MD5 is {found}, in {LOCK} {expected}. Delete it and run "

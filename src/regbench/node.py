@@ -105,7 +105,7 @@ def carry_out(project, run, node, fetch, progress):
 
             pull = ("--pull",) if fetch else ()
             # Not quietly: dvc does not say then that it was the stage that failed.
-            code = _dvc(folder, "repro", "--single-item", *pull, *stages, lock=lock, line=line)
+            code = _command(_dvc("repro", "--single-item", *pull, *stages), folder, lock, line)
             log = "".join(output)
             if code == 0:
                 return None
@@ -120,7 +120,8 @@ def carry_out(project, run, node, fetch, progress):
             log = patiently(repro, progress)
         if log is None:
             with timed("push"):
-                patiently(lambda: _checked(folder, "push", "--quiet", "--run-cache", *stages, lock=lock), progress)
+                push = _dvc("push", "--quiet", "--run-cache", *stages)
+                patiently(lambda: _checked(push, folder, lock), progress)
     return Outcome(run, node, seconds, log)
 
 
@@ -160,12 +161,12 @@ def _workspace(project):
                 ("fetch", "--quiet", str(bundle), SNAPSHOT),
                 ("checkout", "--quiet", "--detach", "FETCH_HEAD"),
             ):
-                _command(("git", *command), folder)
+                _checked(("git", *command), folder)
             bundle.unlink()
             config = folder / ".dvc/config.local"
             config.touch(mode=0o600)
             config.write_text(project.config)
-            _checked(folder, "pull", "--quiet", "prepare")
+            _checked(_dvc("pull", "--quiet", "prepare"), folder)
             ready.parent.mkdir(exist_ok=True)
             ready.touch()
     return folder
@@ -180,20 +181,20 @@ def _locked(path):
         yield file
 
 
-def _checked(folder, *arguments, lock=None):
-    """Run dvc; `CutOffError` with what it printed where it fails."""
-    output = []
-    if _dvc(folder, *arguments, lock=lock, line=output.append):
-        raise CutOffError(f"dvc {' '.join(arguments)} failed:\n{''.join(output)}")
-
-
-def _dvc(folder, *arguments, lock, line):
+def _dvc(*arguments):
     # Without --wait-for-lock, dvc gives up after 3 seconds that another run keeps the lock.
-    return _command((sys.executable, "-m", "dvc", "--wait-for-lock", *arguments), folder, lock, line)
+    return (sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
 
 
-def _command(command, folder, lock=None, line=None):
-    """Run a command to its end, `line` called with each line of output; its exit code, 0 where `line` is None."""
+def _checked(command, folder, lock=None):
+    """Run a command; `CutOffError` with what it printed where it fails."""
+    output = []
+    if _command(command, folder, lock, output.append):
+        raise CutOffError(f"{' '.join(command)} failed:\n{''.join(output)}")
+
+
+def _command(command, folder, lock, line):
+    """Run a command to its end, `line` called with each line of output; its exit code."""
     # The stages' `python` is the one that Ray's workers have.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(
@@ -208,10 +209,6 @@ def _command(command, folder, lock=None, line=None):
         start_new_session=True,
         pass_fds=[lock.fileno()] if lock else [],
     ) as process:
-        output = []
         for text in process.stdout:
-            (line or output.append)(text)
-        code = process.wait()
-    if line is None and code:
-        raise CutOffError(f"{' '.join(command)} failed:\n{''.join(output)}")
-    return code
+            line(text)
+        return process.wait()

@@ -156,6 +156,11 @@ class Params(Section):
     report: Report
     cluster: Cluster = Cluster()
 
+    @property
+    def runs(self):
+        """The names of all runs, such as l2-0: one for each key under `reg` and each seed."""
+        return [f"{name}-{seed}" for name in self.reg for seed in self.train.seeds]
+
     def require(self, name):
         """Raise a `UserError` unless `name` is a key under `reg`."""
         if name not in self.reg:

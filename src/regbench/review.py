@@ -31,8 +31,7 @@ def check():
 
 def stale():
     """What has changed since the results were made, a line each."""
-    settings = params.load()
-    runs = [f"{name}-{seed}" for name in settings.reg for seed in settings.train.seeds]
+    runs = params.load().runs
     current = {"prepare", "report", *(f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs)}
     # DVC keeps what it knows of stages that are gone.
     lock = {name: it for name, it in yaml.safe_load(_read("dvc.lock"))["stages"].items() if name in current}
