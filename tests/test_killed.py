@@ -34,6 +34,9 @@ def test_killed_in_each_stage(template, tmp_path):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux tells a process that its parent has ended")
 def test_a_stage_ends_with_dvc(template, tmp_path):
     repository = Repository(shutil.copytree(template, tmp_path / "orphan"))
+    # Long enough that DVC is dead before the training ends, on a busy machine too.
+    params = repository.folder / "params.yaml"
+    params.write_text(params.read_text().replace("epochs: 8", "epochs: 400"))
     process = killed.repro(repository)
     for line in process.stdout:
         if " epoch 1/" in line:
