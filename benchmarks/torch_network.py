@@ -1,8 +1,11 @@
 """The article's network and training step in PyTorch, where it is installed: `pip install -e '.[bench]'`."""
 
 import torch
-from article import BOTTLENECKS
 from torch import nn
+
+# Table 2 of the MobileNetV2 paper after its first bottleneck: channels, repeats, stride of the first. Not article.py's
+# list: that imports TensorFlow, and both libraries in one process end it.
+BOTTLENECKS = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
 
 def network(num_classes):
@@ -29,10 +32,14 @@ def network(num_classes):
         def forward(self, x):
             return x + self.layers(x) if self.shortcut else self.layers(x)
 
+    bottlenecks, inputs = [Bottleneck(32, 16, 1, expansion=1)], 16
+    for outputs, repeats, stride in BOTTLENECKS:
+        for index in range(repeats):
+            bottlenecks.append(Bottleneck(inputs, outputs, 1 if index else stride))
+            inputs = outputs
     return nn.Sequential(
         convolve(3, 32, 3, 2),
-        Bottleneck(32, 16, 1, expansion=1),
-        *(Bottleneck(*bottleneck) for bottleneck in BOTTLENECKS),
+        *bottlenecks,
         convolve(320, 1280),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
