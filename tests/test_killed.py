@@ -32,7 +32,10 @@ def test_killed_in_each_stage(template, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux tells a process that its parent has ended")
-def test_a_stage_ends_with_dvc(template, tmp_path):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_stage_ends_with_dvc(template, tmp_path, monkeypatch, shell):
+    # DVC hands a stage to $SHELL. Some stay until it has ended, as Debian's sh does; others become the stage.
+    monkeypatch.setenv("SHELL", shell)
     repository = Repository(shutil.copytree(template, tmp_path / "orphan"))
     # Long enough that DVC is dead before the training ends, on a busy machine too.
     params = repository.folder / "params.yaml"

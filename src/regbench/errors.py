@@ -2,8 +2,11 @@
 
 import errno
 import os
+import re
+import select
 import signal
 import sys
+import threading
 from pathlib import Path
 
 
@@ -48,8 +51,20 @@ def in_words(error):
 
 def _end_with_dvc():
     """Let a stage end when the DVC that started it is killed: else the next one would run beside it."""
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        import ctypes
+    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
+        return
+    # Between DVC and a stage stands a shell, where it doesn't give its process to its last command (dash, /bin/sh).
+    try:
+        dvc = os.getppid()
+        while b"DVC_STAGE=" in Path(f"/proc/{dvc}/environ").read_bytes():
+            status = Path(f"/proc/{dvc}/status").read_text()
+            dvc = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
+        ended = os.pidfd_open(dvc)
+    except OSError:  # an old kernel, or another user's process
+        return
 
-        PR_SET_PDEATHSIG = 1  # noqa: N806
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    def follow():
+        select.select([ended], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
