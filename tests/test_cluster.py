@@ -91,14 +91,16 @@ def test_lost_nodes_killed_tasks_and_a_restarted_head_give_the_bits_of_one_machi
     nodes.lose("one")
     shutil.rmtree(nodes.folder / "one", ignore_errors=True)
     wait_for(log, r"done on", head)
-    # The head, in the midst of it.
+    # The head, in the midst of it; and as if dvc had just been writing.
     head.send_signal(signal.SIGKILL)
     head.wait()
+    (repository.folder / "dvc.lock").write_text(repository.read("dvc.lock")[:-20])
     nodes.add("three")
     done = re.findall(r"^(\S+) done on", log.read_text(), re.MULTILINE)
     second = tmp_path / "second"
     head = start(repository, nodes.address, second)
     assert head.wait() == 0, second.read_text()
+    assert "dvc.lock was cut off" in second.read_text()
     again = re.findall(r"^(\S+) running on", second.read_text(), re.MULTILINE)
     assert not set(done) & set(again)
     assert "Data and pipelines are up to date" in repository.dvc("status")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from regbench import errors, node, params
+from regbench import errors, lock, node, params
 from regbench.errors import UserError
 
 RETRIES = 10
@@ -75,6 +75,7 @@ def run_matrix(address):
         UserError: nothing could begin, or runs failed of themselves.
     """
     settings = params.load()
+    lock.mend()
     remote = _remote()
     ray = _connect(address)
     _dvc("repro", "--quiet", "prepare")
@@ -159,8 +160,8 @@ def _project(remote):
         for who in ("GIT_AUTHOR", "GIT_COMMITTER"):
             environment |= {f"{who}_NAME": "regbench", f"{who}_EMAIL": "", f"{who}_DATE": "2000-01-01T00:00Z"}
         _git("add", "--all", env=environment)
-        lock = _git("hash-object", "-w", "--stdin", input=_lock_of_prepare()).decode().strip()
-        _git("update-index", "--add", "--cacheinfo", f"100644,{lock},dvc.lock", env=environment)
+        short = _git("hash-object", "-w", "--stdin", input=_lock_of_prepare()).decode().strip()
+        _git("update-index", "--add", "--cacheinfo", f"100644,{short},dvc.lock", env=environment)
         tree = _git("write-tree", env=environment).decode().strip()
         commit = _git("commit-tree", tree, "-m", "snapshot", env=environment).decode().strip()
         _git("update-ref", node.SNAPSHOT, commit)
@@ -173,9 +174,9 @@ def _project(remote):
 
 def _lock_of_prepare():
     """dvc.lock without the runs: a node's dvc takes seconds to write a long one, and its clone stays good longer."""
-    lock = yaml.safe_load(Path("dvc.lock").read_text())
-    lock["stages"] = {"prepare": lock["stages"]["prepare"]}
-    return yaml.safe_dump(lock, sort_keys=False).encode()
+    whole = yaml.safe_load(lock.LOCK.read_text())
+    whole["stages"] = {"prepare": whole["stages"]["prepare"]}
+    return yaml.safe_dump(whole, sort_keys=False).encode()
 
 
 def _absolute(remote):
