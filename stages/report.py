@@ -14,6 +14,11 @@ def main():
     settings = params.load()
     lock.check(*(f"{stage}@{run}" for run in settings.runs for stage in ("train", "evaluate")))
     runs = summary.read_runs(settings)
+    if strangers := sorted({path.name for path in Path("runs").iterdir()} - set(settings.runs)):
+        print(
+            f"not in params.yaml, so left out: runs/{', runs/'.join(strangers)}. Delete what you don't need: DVC takes "
+            "all of runs/ for the report's input, and in a clone without these `dvc status` would find it changed"
+        )
     from regbench import figures
 
     written, _ = summary.write(settings, runs)

@@ -110,7 +110,9 @@ def test_one_more_regularizer_and_one_less(repository):
     # dvc takes the old files away; wherever they came back from, they are left out.
     shutil.rmtree(repository.folder / "runs/l1-0", ignore_errors=True)
     (repository.folder / "l1-0").rename(repository.folder / "runs/l1-0")
-    assert stages_run(repository.dvc("repro")) == ["report"]
+    output = repository.dvc("repro")
+    assert stages_run(output) == ["report"]
+    assert "not in params.yaml, so left out: runs/l1-0. Delete what you don't need" in output
     assert list(summary(repository)) == ["none", "l2", "elastic"]
     assert regularizers_in_curves(repository) == ["none", "l2", "elastic"]
 
