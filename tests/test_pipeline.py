@@ -57,6 +57,10 @@ def test_one_strength_trains_one_regularizer(repository):
     assert stages_run(output) == ["train@l2-0", "evaluate@l2-0", "report"]
     after = summary(repository)
     assert after["l2"] != before["l2"]
+    # Two numbers of a row depend on the others: Holm's correction, and which of them validation picks.
+    for row in (*before.values(), *after.values()):
+        for key in ("p_value", "validation_pick"):
+            row.pop(key, None)
     assert (after["none"], after["l1"]) == (before["none"], before["l1"])
     repository.commit("l2: 0.0005")
 
