@@ -27,10 +27,10 @@ from conftest import copy_project  # noqa: E402
 RESULTS = ROOT / "benchmarks/results.json"
 SIZES = (
     # image size, batch size, training images, validation images, rounds
-    (32, 32, 4_000, 500, 3),
-    (32, 128, 4_096, 512, 3),
-    (96, 64, 640, 64, 3),
-    (224, 16, 96, 16, 3),
+    (32, 32, 16_000, 2_000, 3),
+    (32, 128, 16_000, 2_000, 3),
+    (96, 64, 1_280, 160, 3),
+    (224, 16, 320, 40, 3),
 )
 SINGLE = ("pipeline", "recording", "limit", "agreement")
 

@@ -24,18 +24,19 @@ STARTED = float(os.environ.get("STARTED", time.time()))
 NAME = "l2"
 
 
-def settings(size, batch, epochs):
-    """The committed params at another size; two epochs, of which the second counts."""
+def settings(size, batch, train_images, epochs):
+    """The committed params at another size, with the same share of an epoch for batch norm's averages."""
     from regbench import params
 
     loaded = params.load(ROOT / "params.yaml")
-    train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs})
+    averaged = loaded.train.batch_norm_images * train_images // loaded.data.train_images
+    train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged})
     data = loaded.data.model_copy(update={"image_size": size})
     return loaded.model_copy(update={"train": train, "data": data})
 
 
 def timed(callback):
-    """A Keras callback class derived from `callback` that notes the time of each step and epoch."""
+    """A Keras callback class derived from `callback` that notes the times of the last epoch and its steps."""
 
     class Timed(callback):
         first_step = None
@@ -72,7 +73,7 @@ def article_way(data, size, batch, train, validation, epochs=2):
 
     times = timed(keras.callbacks.Callback)
     options = {"train_images": train, "validation_images": validation}
-    article.fit(settings(size, batch, epochs), NAME, 0, data, [times()], **options)
+    article.fit(settings(size, batch, train, epochs), NAME, 0, data, [times()], **options)
     return result(times)
 
 
@@ -86,7 +87,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2):
     training.Recorder = times = timed(training.Recorder)
     with tempfile.TemporaryDirectory() as folder:
         training.SCRATCH = Path(folder) / "checkpoints"
-        training.train(settings(size, batch, epochs), NAME, 0, data, folder)
+        training.train(settings(size, batch, train, epochs), NAME, 0, data, folder)
     return result(times)
 
 
@@ -148,7 +149,7 @@ def recording(data, size, batch, train, validation):
 
     from regbench import training
 
-    model = training.build(settings(size, batch, 1), NAME, (32, 32, 3), 10)
+    model = training.build(settings(size, batch, train, 1), NAME, (32, 32, 3), 10)
     metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
     update = tf.function(lambda labels, logits: metric.update_state(labels, logits))
     labels, logits = tf.zeros([batch], tf.int64), tf.zeros([batch, 10])
@@ -200,7 +201,7 @@ def fraction_of_the_limit(data, size, batch, train, validation):
     tf.random.set_seed(0)
     square = tf.random.normal([1024, 1024])
     rate = 2 * 1024**3 / median_seconds(lambda: tf.matmul(square, square).numpy(), 30)
-    options = settings(size, batch, 1)
+    options = settings(size, batch, train, 1)
     model = training.build(options, NAME, (32, 32, 3), 10)
     training.compile(model, options.train, 100)
     products = 0

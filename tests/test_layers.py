@@ -114,6 +114,27 @@ def test_expansion_is_as_exact_as_keras():
     assert 0 < ours_off < 2 * plain_off
 
 
+@pytest.mark.parametrize("shape", [(8, 5, 3, 4), (4, 2, 2, 8), (1, 1, 1, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["batch_norm", "expand"])
+def test_without_moving_averages_all_else_is_the_same(kind, shape):
+    inputs = tf.constant(np.random.default_rng(0).normal(2, 3, shape), tf.float32)
+    observed = []
+    for averages in (True, False):
+        keras.utils.set_random_seed(3)
+        layer = CASES[kind][0]()
+        layer.build(shape)
+        getattr(layer, "normalization", layer).averages = averages
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+            loss = tf.reduce_sum(outputs * np.random.default_rng(1).normal(size=outputs.shape).astype(np.float32))
+        observed.append([outputs, *tape.gradient(loss, [inputs, *layer.trainable_variables])])
+        moved = [bool(np.any(mean.numpy())) for mean in layer.variables if "moving_mean" in mean.path]
+        assert moved == [averages]
+    for a, b in zip(*observed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
 def test_saved_and_loaded(kind, options, tmp_path):
     model = keras.Sequential([keras.Input((5, 5, 4)), CASES[kind][0](**options)])

@@ -230,6 +230,37 @@ def test_population_statistics_are_of_the_final_weights(prepared, settings):
         np.testing.assert_allclose(moving.numpy(), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_population_statistics_leave_training_alone(prepared, settings):
+    """With them no step keeps up moving averages; the weights must not know."""
+    trained = []
+    for images in (0, 64):
+        options = settings(**{"train.batch_norm_images": images, "model.width": 0.35, "data.train_images": 160})
+        training.train(options, "l2", 0, out=prepared / str(images))
+        model = keras.saving.load_model(prepared / str(images) / "model.keras")
+        trained.append(([w.numpy() for w in model.trainable_variables], model.non_trainable_variables))
+    for a, b in zip(*(weights for weights, _ in trained), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(*(averages for _, averages in trained), strict=True))
+
+
+def test_the_penalty_of_all_weights_is_the_sum_of_each_ones(settings):
+    line = {"l1": 1e-4, "l2": 1e-3, "orthogonal": 1e-2, "weight_decay": 0.1, "scope": "all"}
+    model = training.build(settings(**{"reg.mixed": line, "model.width": 0.35}), "mixed", (32, 32, 3), 10)
+    plain = keras.Model(model.input, model.output)
+    assert len(model.losses) == 3
+    assert len(plain.losses) == 54
+    observed = []
+    for each in (model, plain):
+        with tf.GradientTape() as tape:
+            penalty = sum(each.losses)
+        observed.append((penalty, tape.gradient(penalty, model.trainable_weights)))
+    assert float(observed[0][0]) == pytest.approx(float(observed[1][0]), rel=1e-6)
+    for a, b in zip(*(gradients for _, gradients in observed), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_no_population_statistics_where_none_are_asked_for(prepared, settings):
     split = dataset.load("data", ("train",)).splits["train"]
     for changes in ({"train.batch_norm_images": 0}, {"model.batch_norm": False}):

@@ -29,15 +29,13 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
     def call(self, inputs):
         channels = inputs.shape[-1]
-        shape = tf.shape(inputs)
         outputs = tf.matmul(
             tf.reshape(inputs, [-1, channels]),
             tf.reshape(tf.cast(self.kernel, inputs.dtype), [channels, self.filters]),
         )
         if self.use_bias:
             outputs = tf.nn.bias_add(outputs, tf.cast(self.bias, inputs.dtype))
-        outputs = tf.reshape(outputs, tf.concat([shape[:-1], [self.filters]], axis=0))
-        outputs.set_shape(inputs.shape[:-1].concatenate(self.filters))
+        outputs = _as_map(outputs, inputs, self.filters)
         return outputs if self.activation is None else self.activation(outputs)
 
     def get_config(self):
@@ -45,6 +43,14 @@ class PointwiseConv2D(keras.layers.Conv2D):
         for fixed in ("kernel_size", "strides", "padding", "dilation_rate", "groups", "data_format"):
             del config[fixed]
         return config
+
+
+def _as_map(matrix, like, channels):
+    """[N·H·W, channels] → [N, H, W, channels], with N, H and W of `like`."""
+    height, width = like.shape[1:3]
+    if height is None or width is None:
+        height, width = tf.unstack(tf.shape(like)[1:3])
+    return tf.reshape(matrix, [-1, height, width, channels])
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -60,11 +66,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         **kwargs: as for `keras.layers.BatchNormalization`, with `axis=-1`, `center` and `scale` as by default.
     """
 
+    averages = True
+    """Whether a call in training updates the moving averages; false where nobody is going to read them."""
+
     def call(self, inputs, training=None, mask=None):
         # The fused operation knows neither double precision nor several replicas' common statistics.
         if inputs.shape.rank != 4 or inputs.dtype == tf.float64 or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         training = bool(training) and self.trainable
+        if training and not self.averages:
+            none = tf.zeros([0])
+            return tf.raw_ops.FusedBatchNormV3(
+                x=inputs, scale=self.gamma, offset=self.beta, mean=none, variance=none, epsilon=self.epsilon
+            ).y
         count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
         unbiased = count / tf.maximum(count - 1.0, 1.0) if training else 1.0
         outputs, mean, variance, _, _, _ = tf.raw_ops.FusedBatchNormV3(
@@ -185,13 +199,14 @@ class ExpandConv2D(PointwiseConv2D):
         if training and norm.trainable:
             gamma, beta = tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
             outputs, mean, variance = _expand(matrix, kernel, gamma, beta, tf.constant(norm.epsilon, matrix.dtype))
-            for moving, batch in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-                moving.assign(moving * norm.momentum + batch * (1.0 - norm.momentum))
+            if norm.averages:
+                for moving, batch in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+                    moving.assign(moving * norm.momentum + batch * (1.0 - norm.momentum))
         else:
             scale = norm.gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
             outputs = tf.nn.bias_add(tf.matmul(matrix, kernel * scale), norm.beta - norm.moving_mean * scale)
             outputs = tf.nn.relu6(outputs)
-        return tf.reshape(outputs, [-1, height, width, self.filters])
+        return _as_map(outputs, inputs, self.filters)
 
     def get_config(self):
         config = super().get_config()

@@ -1,7 +1,7 @@
 """One line under `reg:` → what it adds to the loss, or does to the weights at each step.
 
-The catalogue: one function for each of `params.KINDS`, of the same name. A `penalty` takes a weight and a strength
-and returns what to add to the loss. A function marked `before_step` or `after_step` takes a weight and an amount,
+The catalogue: one function for each of `params.KINDS`, of the same name. A `penalty` takes a weight and returns what
+to add to the loss at a strength of 1. A function marked `before_step` or `after_step` takes a weight and an amount,
 learning rate × strength, and returns what the weight becomes; `training.SGD` calls it.
 """
 
@@ -12,7 +12,7 @@ PENALTIES, BEFORE_STEP, AFTER_STEP = {}, {}, {}
 
 
 def penalty(function):
-    """Mark (weight, strength) → scalar as a kind of regularizer."""
+    """Mark weight → scalar as a kind of regularizer."""
     PENALTIES[function.__name__] = function
     return function
 
@@ -30,26 +30,26 @@ def after_step(function):
 
 
 @penalty
-def l1(weight, strength):
+def l1(weight):
     """strength · Σ|w|, the Lasso's penalty (R. Tibshirani, 1996): constant pull to zero, whatever a weight's size.
 
     Equals `keras.regularizers.L1(strength)`, whose gradient TensorFlow spreads over a tensor of ones first.
     """
-    return strength * _sum_abs(weight)
+    return _sum_abs(weight)
 
 
 @penalty
-def l2(weight, strength):
+def l2(weight):
     """strength · Σw², Tikhonov's penalty: pull in proportion to a weight.
 
     There is no ½: under plain SGD, PyTorch's `weight_decay=2 * strength` does the same. Equals
     `keras.regularizers.L2(strength)`, in one pass over the weight forward and one backward.
     """
-    return 2.0 * strength * tf.nn.l2_loss(weight)
+    return 2.0 * tf.nn.l2_loss(weight)
 
 
 @penalty
-def orthogonal(weight, strength):
+def orthogonal(weight):
     """strength · ‖WᵀW − I‖²_F, soft orthogonality (N. Bansal et al., 2018, arXiv 1810.09102).
 
     W is the kernel as a matrix, [inputs of a filter, filters]. With more filters than inputs the columns can't all
@@ -60,11 +60,11 @@ def orthogonal(weight, strength):
         return tf.zeros([], weight.dtype)
     if weight.shape.rank == 4 and weight.shape[-1] == 1:
         norms = tf.reduce_sum(tf.square(weight), axis=(0, 1, 3))
-        return 2.0 * strength * tf.nn.l2_loss(norms - 1.0)
+        return 2.0 * tf.nn.l2_loss(norms - 1.0)
     matrix = tf.reshape(weight, [-1, weight.shape[-1]])
     inputs, filters = matrix.shape
     gram = tf.matmul(matrix, matrix, transpose_a=inputs >= filters, transpose_b=inputs < filters)
-    return 2.0 * strength * tf.nn.l2_loss(gram - tf.eye(min(inputs, filters), dtype=gram.dtype))
+    return 2.0 * tf.nn.l2_loss(gram - tf.eye(min(inputs, filters), dtype=gram.dtype))
 
 
 @before_step
@@ -109,7 +109,7 @@ class Regularizer(keras.Regularizer):
 
     def __call__(self, weight):
         weight = tf.convert_to_tensor(weight)
-        parts = [PENALTIES[kind](weight, strength) for kind, strength in self.strengths.items() if kind in PENALTIES]
+        parts = [strength * PENALTIES[kind](weight) for kind, strength in self.strengths.items() if kind in PENALTIES]
         return sum(parts) if parts else tf.zeros([], weight.dtype)
 
     @property
@@ -138,6 +138,27 @@ class Regularizer(keras.Regularizer):
 
     def get_config(self):
         return {"strengths": self.strengths}
+
+
+def penalties(weights):
+    """What the penalties of all weights add to the loss: the sum of their regularizers, in fewer operations.
+
+    Args:
+        weights: `keras.Variable`s; one whose `regularizer` is no `Regularizer` adds nothing.
+
+    Returns:
+        a list of scalars, one for each kind and strength
+    """
+    covered = {}
+    for weight in weights:
+        if isinstance(weight.regularizer, Regularizer):
+            for kind, strength in weight.regularizer.strengths.items():
+                if kind in PENALTIES:
+                    covered.setdefault((kind, strength), []).append(tf.convert_to_tensor(weight))
+    return [
+        strength * tf.add_n([PENALTIES[kind](weight) for weight in members])
+        for (kind, strength), members in covered.items()
+    ]
 
 
 def build(line):

@@ -1,6 +1,7 @@
 """How TensorFlow starts: quietly, with the same bits each time."""
 
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ def start(deterministic=True):
     Returns:
         the `tensorflow` module.
     """
-    with stderr_held(), _hidden("matplotlib", "pandas"):
+    with stderr_held(), _hidden("matplotlib", "pandas"), _no_garbage():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -49,7 +50,7 @@ def strategy(devices=None):
 
 def import_tfds():
     """Import TensorFlow Datasets, as quietly."""
-    with stderr_held():
+    with stderr_held(), _no_garbage():
         import tensorflow as tf
         import tensorflow_datasets as tfds
         from absl import logging
@@ -70,6 +71,17 @@ def _hidden(*modules):
     finally:
         for module in absent:
             del sys.modules[module]
+
+
+@contextlib.contextmanager
+def _no_garbage():
+    """Take all that is made meanwhile as here to stay: looking for garbage in it is a fifth of TensorFlow's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

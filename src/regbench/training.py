@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from regbench import dataset, files, regularizers, runtime
+from regbench.layers import BatchNormalization
 from regbench.mobilenet import mobilenet_v2
 
 SCRATCH = Path(".regbench/checkpoints")
@@ -71,7 +72,15 @@ def build(settings, name, image_shape, num_classes):
     if tuple(image_shape[:2]) != (size, size):
         x = keras.layers.Resizing(size, size, name="resize")(x)
     x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(x)
-    return keras.Model(images, network(x), name=f"regbench_{name}")
+    return Model(images, network(x), name=f"regbench_{name}")
+
+
+class Model(keras.Model):
+    """A `keras.Model` whose `losses` are the penalties by kind, each over all weights, instead of one a weight."""
+
+    @property
+    def losses(self):
+        return regularizers.penalties(self.trainable_variables)
 
 
 def train(settings, name, seed, data="data", out=None):
@@ -253,13 +262,14 @@ def reg_loss(model):
 
 def kernels(model):
     """The layers that have a kernel, from the stem to the head, as (layer, kernel variable)."""
-    found = []
+    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
+    return [(layer, layer.kernel) for layer in _layers(model) if isinstance(layer, kinds)]
+
+
+def _layers(model):
+    """The layers of a model and of the models in it, from the input to the output."""
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += kernels(layer)
-        elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense):
-            found.append((layer, layer.kernel))
-    return found
+        yield from _layers(layer) if isinstance(layer, keras.Model) else (layer,)
 
 
 def backbone_and_head(model):
@@ -359,10 +369,16 @@ class PopulationStatistics:
         self.model, self.training, self.seed, self.options = model, training, seed, settings.train
         self.momentum = settings.model.batch_norm_momentum
         self.batches = -(-min(self.options.batch_norm_images, len(training)) // self.options.batch_size)
-        self.averages = [
-            variable for variable in model.variables if variable.path.endswith(("moving_mean", "moving_variance"))
-        ]
+        layers = (getattr(layer, "normalization", layer) for layer in _layers(model))
+        self.layers = [layer for layer in layers if isinstance(layer, BatchNormalization)]
+        self.averages = [average for layer in self.layers for average in (layer.moving_mean, layer.moving_variance)]
         self.forward = tf.function(self._forward)
+        # What is averaged anew after each epoch need not be kept up at each of its steps.
+        self._keep_averages(not self.batches)
+
+    def _keep_averages(self, keep):
+        for layer in self.layers:
+            layer.averages = keep
 
     def refresh(self, epoch):
         """Take them from the first batches of this epoch; nothing where that is not asked for."""
@@ -385,7 +401,9 @@ class PopulationStatistics:
             variable.assign(variable.value / (1.0 - self.momentum**self.batches))
 
     def _forward(self, share):
+        self._keep_averages(True)
         self.model.distribute_strategy.run(lambda images: self.model(images, training=True), args=(share,))
+        self._keep_averages(False)
 
     def _shares(self, images):
         """Each replica takes its share of the batch, as in training."""
