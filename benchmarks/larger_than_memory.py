@@ -66,8 +66,13 @@ def main():
         kind = "RLIMIT_DATA, page cache not included"
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         generate(Path(folder) / "data")
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*.npy"))
+        size = 0
         os.sync()
+        for path in Path(folder).rglob("*.npy"):
+            size += path.stat().st_size
+            with open(path, "rb") as file:
+                # A page in the cache counts as that process's which brought it there, so none must be left.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         started = time.time()
         done = subprocess.run(
             [sys.executable, __file__, "train", str(Path(folder) / "data")],
@@ -75,7 +80,9 @@ def main():
             capture_output=True,
             text=True,
         )
+    peak = None
     if GROUP.exists():
+        peak = int((GROUP / "memory.max_usage_in_bytes").read_text()) >> 20
         GROUP.rmdir()
     if done.returncode:
         sys.exit(f"training under {LIMIT >> 20} MB failed ({done.returncode}):\n{done.stderr[-3000:]}")
@@ -86,7 +93,7 @@ def main():
                 "data_mb": size >> 20,
                 "limit_mb": LIMIT >> 20,
                 "limit": kind,
-                "peak_mb": round(result["peak_mb"]),
+                "peak_mb": peak or round(result["peak_mb"]),
                 "images": IMAGES,
                 "seconds": round(time.time() - started, 1),
             }
