@@ -46,7 +46,7 @@ NOT_RUN = {
     "make lock": "needs uv and the net",
     "make repro PYTHON=/path/to/python3.12": "one Python is at hand in a test",
     "python benchmarks/bench.py agreement": "part of make bench",
-    "python benchmarks/bench.py comparison": "part of make bench",
+    "python benchmarks/bench.py larger_than_memory": "part of make bench",
     "python benchmarks/cluster_killed.py --seeds 1 --pause 40 --seed 4": "as above",
     "python benchmarks/dvc_at_scale.py": "ten minutes",
     "cp docs/study/params.yaml params.yaml": "an hour of training with the next; its params are checked below",
