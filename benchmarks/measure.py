@@ -29,7 +29,8 @@ def settings(size, batch, train_images, epochs):
     from regbench import params
 
     loaded = params.load(ROOT / "params.yaml")
-    averaged = loaded.train.batch_norm_images * train_images // loaded.data.train_images
+    # A subset's size may be null, for all there are; then there is no share to keep.
+    averaged = loaded.train.batch_norm_images * train_images // (loaded.data.train_images or train_images)
     train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged})
     data = loaded.data.model_copy(update={"image_size": size})
     return loaded.model_copy(update={"train": train, "data": data})
