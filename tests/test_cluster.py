@@ -167,6 +167,41 @@ def test_patience_ends():
     assert len(attempts) == 3
 
 
+# Ends as by `kill -9` when dvc has noted the first of the two files that it is about to push.
+KILLED_PUSH = """
+import os, signal, sys
+from dvc.repo import Repo
+import dvc_data.index.collect
+
+module, noted = sys.modules["dvc_data.index.collect"], []
+note = module._collect_from_index
+
+def note_one(*args, **kwargs):
+    if noted:
+        os.kill(os.getpid(), signal.SIGKILL)
+    noted.append(note(*args, **kwargs))
+
+module._collect_from_index = note_one
+Repo().push(targets=["two"])
+"""
+
+
+def test_a_push_after_one_that_was_killed_pushes_all(tmp_path):
+    repository = Repository(tmp_path / "project")
+    repository.folder.mkdir()
+    repository.run("git", "init", "-q")
+    repository.dvc("init", "-q")
+    remote = tmp_path / "remote"
+    repository.dvc("remote", "add", "--default", "store", str(remote))
+    (repository.folder / "dvc.yaml").write_text("stages: {two: {cmd: 'echo 1 > a; echo 2 > b', outs: [a, b]}}")
+    repository.dvc("repro", "-q")
+    repository.run(sys.executable, "-c", KILLED_PUSH, check=False)
+    assert repository.returncode == -signal.SIGKILL and not remote.exists()
+
+    node.push(["two"], repository.folder)
+    assert len([path for path in remote.rglob("*") if path.is_file()]) == 2
+
+
 def test_a_guarded_command_ends_with_its_task(tmp_path):
     """What a killed worker leaves behind would train beside the next attempt."""
     code = (

@@ -125,13 +125,7 @@ def _dvc(*arguments):
 
 
 def _push(*arguments):
-    def push():
-        command = (sys.executable, "-m", "dvc", "push", "--quiet", *arguments)
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise node.CutOffError(f"dvc push failed:\n{done.stderr}")
-
-    node.patiently(push, _say)
+    node.patiently(lambda: node.push(arguments), _say)
 
 
 def _remote():

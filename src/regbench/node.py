@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,19 @@ def carry_out(project, run, node, fetch, progress):
             log = patiently(repro, progress)
         if log is None:
             with timed("push"):
-                push = _dvc("push", "--quiet", "--run-cache", *stages)
-                patiently(lambda: _checked(push, folder, lock), progress)
+                patiently(lambda: push(("--run-cache", *stages), folder, lock), progress)
     return Outcome(run, node, seconds, log)
+
+
+def push(arguments, folder=Path(), lock=None):
+    """`dvc push` to its end; `CutOffError` where it fails.
+
+    What it is about to push, dvc notes in its site cache, file by file. A push that is killed meanwhile leaves a list
+    cut short, which every later push of the same files takes for the whole one, and then says that all went well. So
+    each push gets a site cache of its own.
+    """
+    with tempfile.TemporaryDirectory() as own:
+        _checked(_dvc("push", "--quiet", *arguments), folder, lock, {"DVC_SITE_CACHE_DIR": own})
 
 
 class KilledError(CutOffError):
@@ -186,21 +197,21 @@ def _dvc(*arguments):
     return (sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
 
 
-def _checked(command, folder, lock=None):
+def _checked(command, folder, lock=None, environment=None):
     """Run a command; `CutOffError` with what it printed where it fails."""
     output = []
-    if _command(command, folder, lock, output.append):
+    if _command(command, folder, lock, output.append, environment):
         raise CutOffError(f"{' '.join(command)} failed:\n{''.join(output)}")
 
 
-def _command(command, folder, lock, line):
-    """Run a command to its end, `line` called with each line of output; its exit code."""
+def _command(command, folder, lock, line, environment=None):
+    """Run a command to its end, `line` called with each line of output, `environment` added; its exit code."""
     # The stages' `python` is the one that Ray's workers have.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(
         ("bash", "-c", GUARD, "guard", *command),
         cwd=folder,
-        env=environment,
+        env=os.environ | path | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
