@@ -6,10 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, lock, params
+from regbench import errors, lock, params, runtime
 
 
 def main():
+    runtime.large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reg", help="a key under reg:")
     parser.add_argument("seed", type=int, help="one of train.seeds")
@@ -18,8 +19,6 @@ def main():
     settings.require(arguments.reg)
     lock.check(f"train@{arguments.reg}-{arguments.seed}")
     # TensorFlow loads from here on: mistakes in params have been told by now.
-    from regbench import runtime
-
     runtime.start()
     from regbench import evaluation
 

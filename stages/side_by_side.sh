@@ -12,9 +12,10 @@ python -m dvc repro --quiet prepare || exit 1
 
 runs=$(python -m dvc status | sed -nE 's/^(train|evaluate)@(.*):$/\2/p' | awk '!seen[$0]++')
 count=$(grep -c . <<<"$runs")
-jobs=${JOBS:-$(python -m regbench.runtime "$count")}
+jobs=${JOBS:-$(python -m regbench.cores "$count")}
 if [ "$jobs" -gt 1 ] && [ "$count" -gt 1 ]; then
     echo "$count runs, $jobs at a time"
+    export REGBENCH_RUNS=$((jobs < count ? jobs : count)) # how they share the cores: src/regbench/cores.py
     # Each line of output begins with the run it is from. Through the pipe come lines instead of progress bars.
     # Without --wait-for-lock, dvc gives up after 3 seconds that another run keeps the lock.
     xargs -P "$jobs" -I{} bash -o pipefail -c '

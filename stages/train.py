@@ -6,10 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, params
+from regbench import errors, params, runtime
 
 
 def main():
+    runtime.large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reg", help="a key under reg:")
     parser.add_argument("seed", type=int, help="one of train.seeds")
@@ -17,8 +18,6 @@ def main():
     settings = params.load()
     settings.require(arguments.reg)
     # TensorFlow loads from here on: mistakes in params have been told by now.
-    from regbench import runtime
-
     runtime.start(deterministic=not settings.train.jit)
     from regbench import training
 

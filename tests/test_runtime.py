@@ -1,40 +1,36 @@
-"""How many runs go side by side."""
+"""How a stage starts."""
 
-import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from regbench import runtime
 
+PROGRAM = """
+import os, re, sys
+from pathlib import Path
+from regbench import runtime
 
-@pytest.fixture
-def machine(monkeypatch):
-    """A function that gives the machine so many cores and so much memory, and no GPU."""
-
-    def make(cores, gib):
-        monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gib * 2**18}.get, raising=False)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("cores", "runs", "expected"),
-    [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 2), (2, 5, 3), (2, 175, 2), (8, 3, 3), (8, 9, 9), (1, 3, 1)],
-)
-def test_no_core_is_idle_at_the_end(settings, machine, cores, runs, expected):
-    machine(cores, 64)
-    assert runtime.jobs(settings(), runs) == expected
+print("started", flush=True)
+runtime.large_pages()
+blocks = [bytearray(1 << 20) for _ in range(64)]
+print(sys.argv[1:], sum(map(int, re.findall(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps").read_text()))) >> 10)
+"""
 
 
-def test_memory_is_a_limit(settings, machine):
-    machine(16, 8)
-    assert runtime.jobs(settings(), 16) in range(4, 7)
-    assert runtime.jobs(settings(**{"data.image_size": 224, "train.batch_size": 64}), 16) == 1
-
-
-def test_one_at_a_time_on_a_gpu(settings, machine, monkeypatch):
-    machine(16, 64)
-    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert runtime.jobs(settings(), 16) == 1
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux and glibc")
+def test_large_pages(tmp_path):
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this machine has no large pages")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    source = str(Path(runtime.__file__).parents[1])
+    program = ("env", "--unset=GLIBC_TUNABLES", f"PYTHONPATH={source}", sys.executable, "program.py")
+    done = subprocess.run([*program, "two words", "-x"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *starts, result = done.stdout.splitlines()
+    assert starts == ["started", "started"]
+    arguments, megabytes = result.rsplit(" ", 1)
+    assert arguments == "['two words', '-x']"
+    assert int(megabytes) > 48

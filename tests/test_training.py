@@ -205,8 +205,9 @@ print(history["loss"], model.distribute_strategy.num_replicas_in_sync)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_population_statistics_are_of_the_final_weights(prepared, settings):
+def test_population_statistics_are_of_the_final_weights(prepared, settings, monkeypatch):
     """After training: the mean over batches at fixed weights, by Keras's own formula; weights are left alone."""
+    monkeypatch.setattr(dataset, "EVALUATION_BATCH", 32)
     options = settings(**{"train.batch_norm_images": 64, "data.train_images": 160, "model.width": 0.35})
     split = dataset.load("data", ("train",)).splits["train"]
     keras.utils.set_random_seed(0)

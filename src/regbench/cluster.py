@@ -271,7 +271,7 @@ def _submit(ray, project, size, missing, progress):
     if not any(it.get("CPU", 0) >= size.cpus and it.get("GPU", 0) >= gpus for it in largest):
         _say("No node of the cluster has as many; waiting for one that has. cluster: in params.yaml says how many")
     shared = ray.put(project)
-    waiting = {task.remote(shared, board, run, trained): run for run, trained in missing.items()}
+    waiting = {task.remote(shared, board, run, trained, size.cpus): run for run, trained in missing.items()}
     with _shown(progress) as show:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=1)
@@ -305,9 +305,11 @@ def _read(ray, board):
         return {}
 
 
-def _task(project, board, run, trained):
+def _task(project, board, run, trained, cpus):
     """One run, in a worker process of a node."""
     import ray
+
+    os.environ["REGBENCH_RUNS"] = str(max(1, int(os.cpu_count() / cpus)))  # as if the node were full
 
     node_id = ray.get_runtime_context().get_node_id()
     name = f"{socket.gethostname()}/{node_id[:6]}"

@@ -30,12 +30,13 @@ def after_step(function):
 
 
 @penalty
+@tf.custom_gradient
 def l1(weight):
     """strength · Σ|w|, the Lasso's penalty (R. Tibshirani, 1996): constant pull to zero, whatever a weight's size.
 
     Equals `keras.regularizers.L1(strength)`, whose gradient TensorFlow spreads over a tensor of ones first.
     """
-    return _sum_abs(weight)
+    return tf.reduce_sum(tf.abs(weight)), lambda upstream: upstream * tf.sign(weight)
 
 
 @penalty
@@ -84,11 +85,6 @@ def proximal_l1(weight, amount):
     exactly zero, which a gradient's step never hits.
     """
     return tf.sign(weight) * tf.maximum(tf.abs(weight) - amount, 0.0)
-
-
-@tf.custom_gradient
-def _sum_abs(weight):
-    return tf.reduce_sum(tf.abs(weight)), lambda upstream: upstream * tf.sign(weight)
 
 
 @keras.saving.register_keras_serializable(package="regbench")

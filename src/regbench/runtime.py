@@ -3,16 +3,17 @@
 import contextlib
 import gc
 import os
-import shutil
 import sys
 import tempfile
+
+from regbench import cores
 
 
 def start(deterministic=True):
     """Import TensorFlow and set it up for reproducible runs; to be called before anything else uses it.
 
-    A CPU gets one thread: maps of 32 pixels do not scale over threads, and what one thread computes does not
-    depend on how many cores there are. Two runs side by side make use of two cores.
+    On a CPU one thread computes an operation: maps of 32 pixels do not scale over threads, and what one thread
+    computes does not depend on how many cores there are. `cores.threads` operations may be computed at once.
 
     Args:
         deterministic: take only operations that give the same bits each time; Keras refuses to use XLA then.
@@ -28,12 +29,28 @@ def start(deterministic=True):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(cores.threads())
         # Rewriting the graph costs half a second of every start, and its result is a little slower here.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf
+
+
+LARGE_PAGES = {"hugetlb": 1, "mmap_threshold": 10**9, "trim_threshold": 10**9, "top_pad": 64 << 20}
+"""glibc's settings: pages of 2 MB, which it asks Linux for, and all memory in one heap that grows by many of them."""
+
+
+def large_pages():
+    """Start this program over with its memory in large pages, where Linux and glibc have them; to be called first.
+
+    A step goes over tens of megabytes of weights and maps, several times: in pages of 4 KB, to find them takes the
+    processor some 7 % of its time, on a virtual machine. glibc reads its settings from the environment at the start.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{key}={value}" for key, value in LARGE_PAGES.items())
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def strategy(devices=None):
@@ -103,38 +120,3 @@ def stderr_held():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-GIB = 1 << 30
-
-
-def jobs(settings, runs):
-    """How many of `runs` runs to train at a time: by cores and memory on a CPU, one where a GPU is.
-
-    Each run has one thread. Up to twice as many runs as cores may go at a time and share them, where that leaves
-    fewer cores idle at the end: three runs on two cores take 1.5 times as long as one, not twice.
-
-    Args:
-        settings: `params.Params`.
-        runs: how many are to be trained.
-    """
-    if shutil.which("nvidia-smi"):
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * GIB
-    # At least an eighth above the peaks that benchmarks/results.json has of four sizes, from 32 px to 224 px.
-    a_run = GIB + 1.3 * 2**20 * settings.train.batch_size * (settings.data.image_size / 32) ** 2
-
-    def idle(at_a_time):
-        """Share of core time that is lost, to a tenth: less is not worth crowding the cores."""
-        rounds, rest = divmod(runs, at_a_time)
-        return round(1 - runs / (rounds * at_a_time + (max(rest, cores) if rest else 0)), 1)
-
-    fits = max(1, int(0.8 * memory / a_run))
-    return max(1, min(min(range(cores, 2 * cores + 1), key=idle), fits, runs))
-
-
-if __name__ == "__main__":
-    from regbench import params
-
-    print(jobs(params.load(), int(sys.argv[1])))

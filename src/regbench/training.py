@@ -368,7 +368,9 @@ class PopulationStatistics:
     def __init__(self, model, training, settings, seed):
         self.model, self.training, self.seed, self.options = model, training, seed, settings.train
         self.momentum = settings.model.batch_norm_momentum
-        self.batches = -(-min(self.options.batch_norm_images, len(training)) // self.options.batch_size)
+        images = min(self.options.batch_norm_images, len(training))
+        self.batches = -(-images // dataset.EVALUATION_BATCH)
+        self.batch_size = -(-images // max(1, self.batches))
         layers = (getattr(layer, "normalization", layer) for layer in _layers(model))
         self.layers = [layer for layer in layers if isinstance(layer, BatchNormalization)]
         self.averages = [average for layer in self.layers for average in (layer.moving_mean, layer.moving_variance)]
@@ -388,7 +390,7 @@ class PopulationStatistics:
             variable.assign(tf.zeros_like(variable.value))
         batches = dataset.training_batches(
             self.training,
-            batch_size=self.options.batch_size,
+            batch_size=self.batch_size,
             seed=self.seed,
             flip=self.options.flip,
             first_epoch=epoch,

@@ -1,0 +1,67 @@
+"""How runs share the cores of one machine.
+
+`REGBENCH_RUNS` in the environment says how many runs go at a time, as stages/side_by_side.sh and cluster.py set it;
+without it a run takes itself to be alone. No result depends on it.
+
+    python -m regbench.cores 3   # how many of 3 runs to train at a time
+"""
+
+import os
+import shutil
+import sys
+
+GIB = 1 << 30
+
+
+def count():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def runs():
+    """How many runs share them."""
+    return max(1, int(os.environ.get("REGBENCH_RUNS") or 1))
+
+
+def threads():
+    """How many operations of one run may be computed at once, each by one thread: 2 where two cores are its own.
+
+    Backward, a layer's gradients for its input and for its weights do not depend on each other; there is little else.
+    """
+    return 2 if count() >= 2 * runs() else 1
+
+
+def jobs(settings, missing):
+    """How many of `missing` runs to train at a time: by cores and memory on a CPU, one where a GPU is.
+
+    Up to twice as many runs as cores may go at a time and share them, where that leaves fewer cores idle at the end:
+    three runs on two cores take 1.5 times as long as one, not twice.
+
+    Args:
+        settings: `params.Params`.
+        missing: how many are to be trained.
+    """
+    from regbench import dataset
+
+    if shutil.which("nvidia-smi"):
+        return 1
+    cores = count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * GIB
+    # At least an eighth above the measured peaks of four sizes, from 32 px to 224 px. A batch that is trained on keeps
+    # its maps for the gradients; one that is validated on is larger, and each of its maps is soon gone.
+    images = max(1.3 * settings.train.batch_size, 0.25 * dataset.EVALUATION_BATCH)
+    a_run = GIB + images * 2**20 * (settings.data.image_size / 32) ** 2
+
+    def idle(at_a_time):
+        """Share of core time that is lost, to a tenth: less is not worth crowding the cores."""
+        rounds, rest = divmod(missing, at_a_time)
+        return round(1 - missing / (rounds * at_a_time + (max(rest, cores) if rest else 0)), 1)
+
+    fits = max(1, int(0.8 * memory / a_run))
+    return max(1, min(min(range(cores, 2 * cores + 1), key=idle), fits, missing))
+
+
+if __name__ == "__main__":
+    from regbench import params
+
+    print(jobs(params.load(), int(sys.argv[1])))
