@@ -9,7 +9,7 @@ import pytest
 from regbench import runtime
 
 PROGRAM = """
-import os, re, sys
+import re, sys
 from pathlib import Path
 from regbench import runtime
 

@@ -310,7 +310,6 @@ def _task(project, board, run, trained, cpus):
     import ray
 
     os.environ["REGBENCH_RUNS"] = str(max(1, int(os.cpu_count() / cpus)))  # as if the node were full
-
     node_id = ray.get_runtime_context().get_node_id()
     name = f"{socket.gethostname()}/{node_id[:6]}"
     # The head has looked before it began; after a loss the results may be there all the same.

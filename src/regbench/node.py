@@ -133,7 +133,7 @@ def push(arguments, folder=Path(), lock=None):
     each push gets a site cache of its own.
     """
     with tempfile.TemporaryDirectory() as own:
-        _checked(_dvc("push", "--quiet", *arguments), folder, lock, {"DVC_SITE_CACHE_DIR": own})
+        _checked(("env", f"DVC_SITE_CACHE_DIR={own}", *_dvc("push", "--quiet", *arguments)), folder, lock)
 
 
 class KilledError(CutOffError):
@@ -197,21 +197,21 @@ def _dvc(*arguments):
     return (sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
 
 
-def _checked(command, folder, lock=None, environment=None):
+def _checked(command, folder, lock=None):
     """Run a command; `CutOffError` with what it printed where it fails."""
     output = []
-    if _command(command, folder, lock, output.append, environment):
+    if _command(command, folder, lock, output.append):
         raise CutOffError(f"{' '.join(command)} failed:\n{''.join(output)}")
 
 
-def _command(command, folder, lock, line, environment=None):
-    """Run a command to its end, `line` called with each line of output, `environment` added; its exit code."""
+def _command(command, folder, lock, line):
+    """Run a command to its end, `line` called with each line of output; its exit code."""
     # The stages' `python` is the one that Ray's workers have.
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(
         ("bash", "-c", GUARD, "guard", *command),
         cwd=folder,
-        env=os.environ | path | (environment or {}),
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
