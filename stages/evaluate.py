@@ -6,11 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, lock, params, runtime
+from regbench import runtime
+
+if __name__ == "__main__":
+    runtime.large_pages()  # before anything takes its time to import
+
+from regbench import cores, errors, lock, params
 
 
 def main():
-    runtime.large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reg", help="a key under reg:")
     parser.add_argument("seed", type=int, help="one of train.seeds")
@@ -19,7 +23,7 @@ def main():
     settings.require(arguments.reg)
     lock.check(f"train@{arguments.reg}-{arguments.seed}")
     # TensorFlow loads from here on: mistakes in params have been told by now.
-    runtime.start()
+    runtime.start(threads=cores.evaluation_threads())
     from regbench import evaluation
 
     evaluation.evaluate(settings, arguments.reg, arguments.seed)

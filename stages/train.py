@@ -6,11 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, params, runtime
+from regbench import runtime
+
+if __name__ == "__main__":
+    runtime.large_pages()  # before anything takes its time to import
+
+from regbench import errors, params
 
 
 def main():
-    runtime.large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reg", help="a key under reg:")
     parser.add_argument("seed", type=int, help="one of train.seeds")

@@ -42,7 +42,9 @@ def test_one_at_a_time_on_a_gpu(settings, machine, monkeypatch):
     assert cores.jobs(settings(), 16) == 1
 
 
-@pytest.mark.parametrize(("count", "runs", "expected"), [(1, "", 1), (2, "", 2), (2, "2", 1), (2, "3", 1), (8, "3", 2)])
+@pytest.mark.parametrize(
+    ("count", "runs", "expected"), [(1, "", 1), (2, "", 2), (2, "2", 1), (2, "3", 1), (8, "3", 2), (2, "many", 2)]
+)
 def test_two_threads_where_two_cores_are_free(machine, monkeypatch, count, runs, expected):
     machine(count, 64)
     monkeypatch.setenv("REGBENCH_RUNS", runs)

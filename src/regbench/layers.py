@@ -60,7 +60,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Equals `keras.layers.BatchNormalization()`, moving averages included. Keras composes it of some ten
     elementwise operations; the fused one reads the batch twice forward and twice backward, and updates the
     averages as well. Its variance is the unbiased one, n / (n - 1) times what Keras averages; a moving variance
-    that is scaled before and after makes up for it.
+    that is scaled before and after makes up for it. In inference a product and a sum are faster.
 
     Args:
         **kwargs: as for `keras.layers.BatchNormalization`, with `axis=-1`, `center` and `scale` as by default.
@@ -74,6 +74,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if inputs.shape.rank != 4 or inputs.dtype == tf.float64 or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         training = bool(training) and self.trainable
+        if not training and inputs.dtype == tf.float32:
+            # On a CPU the fused operation takes twice as long, and with 24 channels seven times.
+            scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            return inputs * scale + (self.beta - self.moving_mean * scale)
         if training and not self.averages:
             none = tf.zeros([0])
             return tf.raw_ops.FusedBatchNormV3(

@@ -9,19 +9,20 @@ import tempfile
 from regbench import cores
 
 
-def start(deterministic=True):
+def start(deterministic=True, threads=None):
     """Import TensorFlow and set it up for reproducible runs; to be called before anything else uses it.
 
     On a CPU one thread computes an operation: maps of 32 pixels do not scale over threads, and what one thread
-    computes does not depend on how many cores there are. `cores.threads` operations may be computed at once.
+    computes does not depend on how many cores there are.
 
     Args:
         deterministic: take only operations that give the same bits each time; Keras refuses to use XLA then.
+        threads: how many operations may be computed at once on a CPU, by default `cores.threads()`.
 
     Returns:
         the `tensorflow` module.
     """
-    with stderr_held(), _hidden("matplotlib", "pandas"), _no_garbage():
+    with stderr_held(), _hidden("matplotlib", "pandas", "scipy"), _no_garbage():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -29,7 +30,7 @@ def start(deterministic=True):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(cores.threads())
+        tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
         # Rewriting the graph costs half a second of every start, and its result is a little slower here.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if deterministic:
@@ -80,7 +81,7 @@ def import_tfds():
 
 @contextlib.contextmanager
 def _hidden(*modules):
-    """Let imports of these fail. Keras imports plotting for features nobody uses here: a quarter of its start."""
+    """Let imports of these fail. Keras tries them for features nobody uses here: a quarter of its start."""
     absent = [module for module in modules if module not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))
     try:
