@@ -6,12 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import runtime
-
-if __name__ == "__main__":
-    runtime.large_pages()  # before anything takes its time to import
-
-from regbench import cores, errors, lock, params
+from regbench import cores, errors, lock, params, runtime
 
 
 def main():
