@@ -78,6 +78,18 @@ def test_histogram_counts_every_weight_once(model):
         assert count == ((sizes >= 10.0**low) & (sizes < 10.0**high)).sum(), low
 
 
+def test_several_batches_at_once_have_the_bits_of_one_after_another(settings, cifar10_sample, monkeypatch):
+    images, labels = cifar10_sample
+    examples = dataset.Split(images[:300], labels[:300])
+    network = training.build(settings(), "l2", (32, 32, 3), 10)
+    logits = {}
+    for count in (1, 4):
+        monkeypatch.setattr(evaluation.cores, "count", lambda count=count: count)
+        logits[count] = evaluation.predictor(network)(examples)
+    np.testing.assert_array_equal(logits[1], logits[4])
+    np.testing.assert_allclose(logits[1], network.predict(examples.images, verbose=0), atol=1e-5)
+
+
 def test_pruning_takes_the_smallest_and_leaves_the_model_as_it_was(model, cifar10_sample):
     images, labels = cifar10_sample
     examples = dataset.Split(images[:64, :4, :4], labels[:64] % 4)
