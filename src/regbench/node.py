@@ -131,9 +131,13 @@ def push(arguments, folder=Path(), lock=None):
     What it is about to push, dvc notes in its site cache, file by file. A push that is killed meanwhile leaves a list
     cut short, which every later push of the same files takes for the whole one, and then says that all went well. So
     each push gets a site cache of its own.
+
+    The run cache is pushed last: an entry there whose files are missing would be found before a whole one.
     """
-    with tempfile.TemporaryDirectory() as own:
-        _checked(("env", f"DVC_SITE_CACHE_DIR={own}", *_dvc("push", "--quiet", *arguments)), folder, lock)
+    files = [argument for argument in arguments if argument != "--run-cache"]
+    for pushed in (files, arguments) if len(files) < len(arguments) else (files,):
+        with tempfile.TemporaryDirectory() as own:
+            _checked(("env", f"DVC_SITE_CACHE_DIR={own}", *_dvc("push", "--quiet", *pushed)), folder, lock)
 
 
 class KilledError(CutOffError):
