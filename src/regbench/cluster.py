@@ -79,7 +79,7 @@ def run_matrix(address):
     remote = _remote()
     ray = _connect(address)
     _dvc("repro", "--quiet", "prepare")
-    _push("prepare")
+    _push(["prepare"])
     runs = settings.runs
     state = node.patiently(lambda: _restore(runs), _say)
     missing = [run for run in runs if state[run] != "done"]
@@ -87,7 +87,7 @@ def run_matrix(address):
     _say(f"{len(runs)} runs; the cache and the remote {remote} have the results of {progress.cached}")
     if missing:
         if trained := [f"train@{run}" for run in missing if state[run] == "trained"]:
-            _push("--run-cache", *trained)
+            _push(trained, run_cache=True)
         _submit(ray, _project(remote), settings.cluster, {run: state[run] == "trained" for run in missing}, progress)
         state = node.patiently(lambda: _restore(runs), _say)
     _finish(progress, [run for run in runs if state[run] != "done"])
@@ -124,8 +124,8 @@ def _dvc(*arguments):
         raise UserError(f"dvc {' '.join(arguments)} failed, as said above")
 
 
-def _push(*arguments):
-    node.patiently(lambda: node.push(arguments), _say)
+def _push(targets, run_cache=False):
+    node.patiently(lambda: node.push(targets, run_cache=run_cache), _say)
 
 
 def _remote():

@@ -121,23 +121,23 @@ def carry_out(project, run, node, fetch, progress):
             log = patiently(repro, progress)
         if log is None:
             with timed("push"):
-                patiently(lambda: push(("--run-cache", *stages), folder, lock), progress)
+                patiently(lambda: push(stages, folder, lock, run_cache=True), progress)
     return Outcome(run, node, seconds, log)
 
 
-def push(arguments, folder=Path(), lock=None):
-    """`dvc push` to its end; `CutOffError` where it fails.
+def push(targets, folder=Path(), lock=None, run_cache=False):
+    """`dvc push` of some stages to its end, with their entries in the run cache or without; `CutOffError` if it fails.
 
     What it is about to push, dvc notes in its site cache, file by file. A push that is killed meanwhile leaves a list
     cut short, which every later push of the same files takes for the whole one, and then says that all went well. So
     each push gets a site cache of its own.
 
-    The run cache is pushed last: an entry there whose files are missing would be found before a whole one.
+    dvc pushes the run cache before the files: an entry there whose files are missing would be found before a whole
+    one. So the files are pushed first by themselves.
     """
-    files = [argument for argument in arguments if argument != "--run-cache"]
-    for pushed in (files, arguments) if len(files) < len(arguments) else (files,):
+    for options in [(), ("--run-cache",)] if run_cache else [()]:
         with tempfile.TemporaryDirectory() as own:
-            _checked(("env", f"DVC_SITE_CACHE_DIR={own}", *_dvc("push", "--quiet", *pushed)), folder, lock)
+            _checked(("env", f"DVC_SITE_CACHE_DIR={own}", *_dvc("push", "--quiet", *options, *targets)), folder, lock)
 
 
 class KilledError(CutOffError):
