@@ -186,11 +186,25 @@ def _restore(runs):
     """Bring results that the cache or the remote has into workspace and dvc.lock; {run: done, trained or missing}."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
-    from dvc.stage.cache import RunCacheNotFoundError
+    from dvc.stage.cache import RunCacheNotFoundError, _get_stage_hash
 
     # It says of each stage that it is cached.
     logging.getLogger("dvc").setLevel(logging.WARNING)
     restored = []
+
+    def cached(stage):
+        """Restore any entry of the run cache whose files are there; dvc tries the newest only, which may have none."""
+        entries = [None]
+        for entry in entries:
+            if entry:
+                os.utime(entry)
+            try:
+                repo.stage_cache.restore(stage, pull=True)
+                return True
+            except RunCacheNotFoundError:
+                if entry is None and (key := _get_stage_hash(stage)):
+                    entries += Path(repo.stage_cache._get_cache_dir(key)).glob("*")
+        return False
 
     def restore(stage):
         if not (stage.changed_stage() or stage.changed_deps()):
@@ -199,9 +213,7 @@ def _restore(runs):
             if stage.outs_cached():
                 stage.checkout()
                 return True
-        try:
-            repo.stage_cache.restore(stage, pull=True)
-        except RunCacheNotFoundError:
+        if not cached(stage):
             return False
         stage.save(run_cache=False)
         restored.append(stage)
