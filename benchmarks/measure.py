@@ -79,17 +79,18 @@ def article_way(data, size, batch, train, validation, epochs=2):
 
 
 def regbench_way(data, size, batch, train, validation, epochs=2):
-    from regbench import runtime
+    from regbench import cores, runtime
 
     runtime.large_pages()
-    runtime.start()
+    options = settings(size, batch, train, epochs)
+    runtime.start(heap=cores.heap(options))
     from regbench import dataset, training
 
     limit(dataset, train, validation)
     training.Recorder = times = timed(training.Recorder)
     with tempfile.TemporaryDirectory() as folder:
         training.SCRATCH = Path(folder) / "checkpoints"
-        training.train(settings(size, batch, train, epochs), NAME, 0, data, folder)
+        training.train(options, NAME, 0, data, folder)
     return result(times)
 
 

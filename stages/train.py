@@ -11,7 +11,7 @@ from regbench import runtime
 if __name__ == "__main__":
     runtime.large_pages()  # before anything takes its time to import
 
-from regbench import errors, params
+from regbench import cores, errors, params
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
     settings = params.load()
     settings.require(arguments.reg)
     # TensorFlow loads from here on: mistakes in params have been told by now.
-    runtime.start(deterministic=not settings.train.jit)
+    runtime.start(deterministic=not settings.train.jit, heap=cores.heap(settings))
     from regbench import training
 
     training.train(settings, arguments.reg, arguments.seed)

@@ -150,3 +150,21 @@ def test_batch_of_unknown_size():
     model = keras.Sequential([keras.Input((4, 4, 3)), layers.PointwiseConv2D(2), layers.BatchNormalization()])
     assert model.output_shape == (None, 4, 4, 2)
     assert model.predict(np.zeros((5, 4, 4, 3), np.float32), verbose=0).shape == (5, 4, 4, 2)
+
+
+def test_add_equals_keras(tmp_path):
+    pair = [tf.constant(np.random.default_rng(seed).normal(size=(3, 5, 4, 2)), tf.float32) for seed in (0, 1)]
+    observed = []
+    for layer in (layers.Add(), keras.layers.Add()):
+        with tf.GradientTape() as tape:
+            tape.watch(pair)
+            outputs = layer(pair)
+        observed.append([outputs, *tape.gradient(outputs, pair, output_gradients=pair[1])])
+    for ours, plain in zip(*observed, strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+    inputs = [keras.Input((5, 4, 2)), keras.Input((5, 4, 2))]
+    keras.Model(inputs, layers.Add()(inputs)).save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert type(loaded.layers[-1]) is layers.Add
+    np.testing.assert_array_equal(loaded(pair), pair[0] + pair[1])

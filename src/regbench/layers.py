@@ -78,14 +78,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
             # On a CPU the fused operation takes twice as long, and with 24 channels seven times.
             scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
             return inputs * scale + (self.beta - self.moving_mean * scale)
+        fused = _fused_batch_norm(inputs.dtype)
         if training and not self.averages:
             none = tf.zeros([0])
-            return tf.raw_ops.FusedBatchNormV3(
-                x=inputs, scale=self.gamma, offset=self.beta, mean=none, variance=none, epsilon=self.epsilon
-            ).y
+            return fused(x=inputs, scale=self.gamma, offset=self.beta, mean=none, variance=none, epsilon=self.epsilon).y
         count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
         unbiased = count / tf.maximum(count - 1.0, 1.0) if training else 1.0
-        outputs, mean, variance, _, _, _ = tf.raw_ops.FusedBatchNormV3(
+        outputs, mean, variance, *_ = fused(
             x=inputs,
             scale=self.gamma,
             offset=self.beta,
@@ -99,6 +98,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_mean.assign(mean)
             self.moving_variance.assign(variance / unbiased)
         return outputs
+
+
+def _fused_batch_norm(dtype):
+    """The oldest version of the operation where it will do: one kernel, but half precision takes the newest.
+
+    Only of the oldest does TensorFlow know that nobody asks for gradients by its statistics; for any other it makes
+    zeros, an eighth of all operations in the graph of a training step.
+    """
+    return tf.raw_ops.FusedBatchNorm if dtype == tf.float32 else tf.raw_ops.FusedBatchNormV3
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -147,6 +155,21 @@ def _same_padding(side, stride):
     """[before, after]: what "same" stands for, with a window of 3."""
     total = max((-(-side // stride) - 1) * stride + 3 - side, 0)
     return [total // 2, total - total // 2]
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class Add(keras.layers.Add):
+    """The sum of inputs of one shape, as a shortcut adds them.
+
+    Equals `keras.layers.Add()`, which would have inputs of different shapes repeated to fit: while the number of
+    images in a batch is not known, each gradient comes with operations that find out that nothing is to be summed.
+
+    Shapes:
+        a list of float [N, H, W, C] → float [N, H, W, C].
+    """
+
+    def _merge_function(self, inputs):
+        return tf.add_n(inputs)
 
 
 @keras.saving.register_keras_serializable(package="regbench")

@@ -5,7 +5,7 @@ M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVP
 
 import keras
 
-from regbench.layers import BatchNormalization, DepthwiseConv2D, ExpandConv2D, PointwiseConv2D
+from regbench.layers import Add, BatchNormalization, DepthwiseConv2D, ExpandConv2D, PointwiseConv2D
 
 # (output channels, stride) of the 16 bottlenecks; each expands its input sixfold.
 BOTTLENECKS = (
@@ -126,7 +126,7 @@ def mobilenet_v2(
         filters = _scaled(filters, width)
         x = pointwise(x, filters, f"{name}_project", gain=2.0)
         if stride == 1 and channels == filters:
-            x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+            x = Add(name=f"{name}_add")([shortcut, x])
         channels = filters
 
     # As in the paper and keras.applications, the last layer never shrinks below 1280.

@@ -1,15 +1,17 @@
 """How TensorFlow starts: quietly, with the same bits each time."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
 import tempfile
+import threading
 
 from regbench import cores
 
 
-def start(deterministic=True, threads=None):
+def start(deterministic=True, threads=None, heap=0):
     """Import TensorFlow and set it up for reproducible runs; to be called before anything else uses it.
 
     On a CPU one thread computes an operation: maps of 32 pixels do not scale over threads, and what one thread
@@ -18,10 +20,13 @@ def start(deterministic=True, threads=None):
     Args:
         deterministic: take only operations that give the same bits each time; Keras refuses to use XLA then.
         threads: how many operations may be computed at once on a CPU, by default `cores.threads()`.
+        heap: how many bytes of memory to have ready soon; of use after `large_pages` only.
 
     Returns:
         the `tensorflow` module.
     """
+    if os.environ.get("GLIBC_TUNABLES") == _tunables():
+        _write_to_heap(heap)
     with stderr_held(), _hidden("matplotlib", "pandas", "scipy"), _no_garbage():
         import tensorflow as tf
 
@@ -49,9 +54,36 @@ def large_pages():
     processor some 7 % of its time, on a virtual machine. glibc reads its settings from the environment at the start.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{key}={value}" for key, value in LARGE_PAGES.items())
+        os.environ["GLIBC_TUNABLES"] = _tunables()
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _tunables():
+    return ":".join(f"glibc.malloc.{key}={value}" for key, value in LARGE_PAGES.items())
+
+
+HEAP_BLOCK = 32 << 20
+
+
+def _write_to_heap(size):
+    """Write to the heap's next `size` bytes, in a thread of its own, while this one is busy with Python.
+
+    Linux clears a page when it is first written to, and on a virtual machine the host has to find it: 1 to 2 seconds
+    a GB, which the first step would wait for. A block is free as soon as it is written to, and for all to take.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(HEAP_BLOCK) for _ in range(int(size) // HEAP_BLOCK)]
+
+    def write():
+        for block in filter(None, blocks):  # null where there was no memory left
+            libc.memset(block, 0, HEAP_BLOCK)
+            libc.free(block)
+
+    threading.Thread(target=write, daemon=True).start()
 
 
 def strategy(devices=None):

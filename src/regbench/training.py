@@ -254,6 +254,12 @@ class SGD(keras.optimizers.SGD):
         if acts and regularizer.acts_after:
             variable.assign(regularizer.after_step(tf.convert_to_tensor(variable), rate))
 
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Of a single device there is nothing to sum, but Keras makes an operation for each gradient all the same.
+        if self._distribution_strategy.num_replicas_in_sync == 1:
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
 
 def reg_loss(model):
     """The sum of `model.losses`: what the penalties add to the loss with the weights as they are now."""
