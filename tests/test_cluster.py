@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import TINIEST, Repository, copy_project, tiny_params
 
 from regbench import node
@@ -114,6 +115,26 @@ def test_lost_nodes_killed_tasks_and_a_restarted_head_give_the_bits_of_one_machi
 
 def _command_line(process):
     return " ".join(process.info["cmdline"] or ())
+
+
+def test_an_entry_of_the_run_cache_whose_files_are_lost_hides_no_other(repository, nodes, tmp_path):
+    """With the results of the test before: of one run there is another entry, the newest, whose files are nowhere."""
+    clone = Repository(tmp_path / "clone")
+    repository.run("git", "clone", "-q", str(repository.folder), str(clone.folder))
+    (clone.folder / "dvc.lock").unlink()
+    remote = repository.folder.parent / "remote"
+    whole = next(path for path in remote.glob("runs/*/*/*") if "stages/train.py none 0" in path.read_text())
+    entry = yaml.safe_load(whole.read_text())
+    for output in entry["outs"]:
+        output["md5"] = "0" * 32
+    broken = clone.folder / ".dvc/cache" / whole.parent.relative_to(remote) / ("0" * 64)
+    broken.parent.mkdir(parents=True)
+    broken.write_text(yaml.safe_dump(entry))
+    in_an_hour = time.time() + 3600  # later than the others are fetched
+    os.utime(broken, (in_an_hour, in_an_hour))
+    log = tmp_path / "log"
+    assert start(clone, nodes.address, log).wait() == 0, log.read_text()
+    assert "have the results of 3" in log.read_text()
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on_while_the_remote_is_away(repository, nodes, tmp_path):

@@ -124,6 +124,51 @@ def test_small_images_are_resized_in_the_model(settings):
     assert model(np.zeros((2, 28, 20, 1), np.uint8)).shape == (2, 5)
 
 
+def test_variables_keep_the_names_of_their_layers(settings):
+    model = training.build(settings(), "none", (32, 32, 3), 10)
+    paths = [variable.path for variable in model.variables]
+    assert len(set(paths)) == len(paths)
+    assert {"stem/kernel", "block3_expand/kernel", "block3_expand_bn/gamma", "head/bias"} <= {
+        "/".join(path.split("/")[-2:]) for path in paths
+    }
+
+
+def test_a_step_equals_that_of_keras(prepared, settings, monkeypatch):
+    """Weights, averages and all that fit returns, to the bit, with a smaller last batch and validation."""
+    options = settings(**{"model.width": 0.35, "data.train_images": 80})
+    splits = dataset.load("data", ("train", "validation")).splits
+    batches = dataset.training_batches(splits["train"], batch_size=32, seed=0, flip=True, first_epoch=0, epochs=2)
+    observed = []
+    for make in (training.Model._make_function, keras.Model._make_function):
+        monkeypatch.setattr(training.Model, "_make_function", make)
+        keras.utils.set_random_seed(0)
+        model = training.build(options, "l2", (32, 32, 3), 10)
+        training.compile(model, options.train, 3)
+        validation = dataset.evaluation_batches(splits["validation"])
+        fitted = model.fit(batches, epochs=2, steps_per_epoch=3, validation_data=validation, shuffle=False, verbose=0)
+        observed.append((fitted.history, model.get_weights()))
+    assert observed[0][0] == observed[1][0]
+    for ours, theirs in zip(*(weights for _, weights in observed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [1, 100, 1e30])
+def test_cross_entropy_equals_keras(scale):
+    """Value and gradient, of logits so far apart too that a probability is 0."""
+    rng = np.random.default_rng(0)
+    logits = tf.constant(rng.normal(size=(64, 10)) * scale, tf.float32)
+    labels = tf.constant(rng.integers(0, 10, 64))
+    observed = []
+    for loss in (training.cross_entropy, keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            each = loss(labels, logits)
+        observed.append((each.numpy(), tape.gradient(each, logits).numpy()))
+    assert np.isfinite(observed[0][0]).all()
+    for ours, theirs in zip(*observed, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_equals_keras(momentum):
     rng = np.random.default_rng(0)

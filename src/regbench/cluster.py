@@ -192,18 +192,24 @@ def _restore(runs):
     logging.getLogger("dvc").setLevel(logging.WARNING)
     restored = []
 
+    def newest_restored(stage):
+        try:
+            repo.stage_cache.restore(stage, pull=True)
+        except RunCacheNotFoundError:
+            return False
+        return True
+
     def cached(stage):
         """Restore any entry of the run cache whose files are there; dvc tries the newest only, which may have none."""
-        entries = [None]
-        for entry in entries:
-            if entry:
-                os.utime(entry)
-            try:
-                repo.stage_cache.restore(stage, pull=True)
+        if newest_restored(stage):
+            return True
+        key = _get_stage_hash(stage)
+        entries = list(Path(repo.stage_cache._get_cache_dir(key)).glob("*")) if key else []
+        newest = max((entry.stat().st_mtime for entry in entries), default=0)
+        for later, entry in enumerate(entries, 1):
+            os.utime(entry, (newest + later,) * 2)
+            if newest_restored(stage):
                 return True
-            except RunCacheNotFoundError:
-                if entry is None and (key := _get_stage_hash(stage)):
-                    entries += Path(repo.stage_cache._get_cache_dir(key)).glob("*")
         return False
 
     def restore(stage):

@@ -44,14 +44,15 @@ def evaluation_threads():
     return min(count(), EVALUATED_AT_ONCE)
 
 
-def maps(settings):
-    """Bytes of the maps that a first step of training keeps for the gradients; measured at four sizes, 32 to 224 px."""
-    return 0.87 * MIB * settings.train.batch_size * (settings.data.image_size / 32) ** 2
+def _maps(settings, images, each):
+    """Bytes of a batch's maps, where those of an image of 32×32 pixels take `each` MiB."""
+    return each * MIB * images * (settings.data.image_size / 32) ** 2
 
 
 def heap(settings):
     """Bytes that a run writes to until its first step has ended: TensorFlow, the network, its maps unless on a GPU."""
-    return 128 * MIB + (0 if _gpu() else maps(settings))
+    # Of the maps those that are kept for the gradients, as measured at four sizes from 32 to 224 px.
+    return 192 * MIB + (0 if _gpu() else _maps(settings, settings.train.batch_size, each=0.87))
 
 
 def _gpu():
@@ -76,8 +77,9 @@ def jobs(settings, missing):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * GIB
     # At least an eighth above the measured peaks of an epoch. A batch that is trained on keeps its maps; one that is
     # validated on is larger, and each of its maps is soon gone.
-    validated = 0.25 * MIB * dataset.EVALUATION_BATCH * (settings.data.image_size / 32) ** 2
-    a_run = GIB + max(1.5 * maps(settings), validated)
+    trained = _maps(settings, settings.train.batch_size, each=1.3)
+    validated = _maps(settings, dataset.EVALUATION_BATCH, each=0.25)
+    a_run = GIB + max(trained, validated)
 
     def idle(at_a_time):
         """Share of core time that is lost, to a tenth: less is not worth crowding the cores."""

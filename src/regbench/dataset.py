@@ -263,6 +263,7 @@ def _batches(batch, steps, split):
     """A dataset of what NumPy's `batch` returns for each step, read ahead while the network computes."""
     import tensorflow as tf
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and to find that out takes its time
     def fetch(step):
         images, labels = tf.numpy_function(batch, [step], [tf.uint8, tf.int64])
         images.set_shape([None, *split.images.shape[1:]])
