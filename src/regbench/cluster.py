@@ -204,10 +204,10 @@ def _restore(runs):
         if newest_restored(stage):
             return True
         key = _get_stage_hash(stage)
-        entries = list(Path(repo.stage_cache._get_cache_dir(key)).glob("*")) if key else []
-        newest = max((entry.stat().st_mtime for entry in entries), default=0)
-        for later, entry in enumerate(entries, 1):
-            os.utime(entry, (newest + later,) * 2)
+        entries = Path(repo.stage_cache._get_cache_dir(key)).glob("*") if key else ()
+        tried, *others = sorted(entries, key=os.path.getmtime, reverse=True) or [None]
+        for later, entry in enumerate(others, 1):
+            os.utime(entry, (tried.stat().st_mtime + later,) * 2)
             if newest_restored(stage):
                 return True
         return False
