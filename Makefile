@@ -1,60 +1,66 @@
-# `make help` lists the targets. Nothing needs to be activated: .venv's programs come first.
+# `make help` lists the targets. Nothing needs to be activated: the targets use the programs in .venv/bin.
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster repro test check pr-report bench lint lock clean
+.PHONY: help setup cluster repro check pr-report test test-fast lint bench lock clean
 
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export PYTHONPATH := src
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
-	&& echo $$python && break; done)
+# What `make NAME=value` gives; a variable of this name in the environment is somebody else's and does not count.
+given = $(if $(filter command,$(origin $1)),$($1))
+
+BIN := .venv/bin
 INSTALLED := .venv/installed
 RAY := .venv/cluster
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FOUND = $(or $(call given,PYTHON),$(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
+	&& echo $$python && break; done))
 BASE ?= origin/main
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
-setup: $(INSTALLED) ## make .venv with the pinned packages
+setup: $(INSTALLED) ## make .venv with the pinned packages; PYTHON=path
 
 # The mark is written last, so a half-done installation is begun again.
 $(INSTALLED): requirements.lock
-	@test -n "$(PYTHON)" || { echo "error: regbench needs Python 3.11, 3.12 or 3.13; none is on the PATH"; exit 1; }
-	@echo "Installing into .venv with $$($(PYTHON) --version); about 2 GB, a few minutes"
+	@test -n "$(FOUND)" || { echo "error: regbench needs Python 3.11, 3.12 or 3.13; none is on the PATH"; exit 1; }
+	@echo "Installing into .venv with $$($(FOUND) --version); about 2 GB, a few minutes"
 	@rm -rf .venv
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) can't make an environment; on Debian: apt install python3-venv"; exit 1; }
-	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(FOUND) -m venv .venv || { rm -rf .venv; echo "error: $(FOUND) can't make an environment; on Debian: apt install python3-venv"; exit 1; }
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 cluster: $(RAY) ## add Ray to .venv, for CLUSTER=… and its tests
 
 $(RAY): $(INSTALLED) requirements-cluster.lock
-	@python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
+	@$(INSTALL) --require-hashes -r requirements-cluster.lock
 	@touch $@
 
-repro: $(INSTALLED) $(if $(CLUSTER),$(RAY)) ## run what is out of date, JOBS=n runs side by side or on CLUSTER=address, and show the table
-	@if python -m dvc status --quiet; then echo "Everything is up to date."; \
-	elif [ -n "$(CLUSTER)" ]; then python -m regbench.cluster "$(CLUSTER)"; \
-	else bash stages/side_by_side.sh; fi
-	@python -m regbench.summary
+repro: $(INSTALLED) $(if $(call given,CLUSTER),$(RAY)) ## train what is out of date; JOBS=n at a time, CLUSTER=address
+	@$(BIN)/regbench repro $(if $(call given,JOBS),--jobs "$(JOBS)") $(if $(call given,CLUSTER),--cluster "$(CLUSTER)")
 
-test: $(INSTALLED) ## run the tests
-	@python -m pytest
-
-check: $(INSTALLED) ## fail unless the committed results are those of params.yaml and the code
-	@python -m regbench.review check
+check: $(INSTALLED) ## fail unless the committed results are up to date
+	@$(BIN)/regbench check
 
 pr-report: $(INSTALLED) ## print what changed since BASE=origin/main, as Markdown
-	@python -m regbench.review report "$(BASE)" --images "$(IMAGES)"
+	@$(BIN)/regbench pr-report "$(BASE)" --images "$(IMAGES)"
 
-bench: $(INSTALLED) ## measure speed and memory beside the article's way; half an hour, on an idle machine
-	@python benchmarks/bench.py
+test: $(INSTALLED) ## run all tests
+	@$(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## check style
-	@ruff check . && ruff format --check .
+test-fast: $(INSTALLED) ## run the tests that take seconds and no git, dvc or network
+	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"
 
-lock: ## pin the newest allowed packages in requirements.lock and what Ray adds in requirements-cluster.lock; needs uv
+lint: $(INSTALLED) ## check style, type hints and which room imports which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## measure speed and memory; half an hour, on an idle machine
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
+
+lock: ## pin the newest allowed packages anew; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra dev \
 		--no-annotate --upgrade -o requirements.lock pyproject.toml
 	@# Ray and what it needs, at the versions of the other lock, so that both can be installed one after the other.
@@ -62,5 +68,5 @@ lock: ## pin the newest allowed packages in requirements.lock and what Ray adds 
 		--generate-hashes --no-header --no-emit-index-url --no-annotate --upgrade --constraints requirements.lock \
 		-o requirements-cluster.lock -
 
-clean: ## remove the environment and scratch files; results and DVC's cache stay
+clean: ## remove .venv and scratch files; results and DVC's cache stay
 	rm -rf .venv .regbench .pytest_cache .ruff_cache dvc_plots

@@ -3,7 +3,7 @@
 The other side of every comparison in this folder, and what tests hold regbench's network against. None of
 regbench's layers is used, and TensorFlow runs as it comes: all cores, its own defaults.
 
-    python benchmarks/article.py l2 0      # one training of params.yaml on data/, printing a line an epoch
+    python benchmarks/article.py l2 0      # one training of params.yaml on prepared/, printing a line an epoch
 """
 
 import argparse
@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from regbench import params
-from regbench.training import LearningRate
+from regbench import params, plan
+from regbench.training.schedule import LearningRate
 
 BOTTLENECKS = (
     (16, 24, 2), (24, 24, 1),
@@ -72,14 +72,14 @@ def network(input_shape, num_classes, regularizer=None, head_regularizer=None, b
     return keras.Model(images, logits)
 
 
-def penalties(settings, name):
-    """Keras's own regularizers for a line under `reg:` of the kinds l1 and l2: (backbone, head)."""
-    line = settings.regularizer(name)
-    strengths = dict(line.strengths)
-    if not strengths:
-        return None, None
-    regularizer = keras.regularizers.L1L2(l1=strengths.get("l1", 0.0), l2=strengths.get("l2", 0.0))
-    return regularizer, regularizer if line.scope == "all" else None
+def penalties(line):
+    """Keras's own regularizers for a `params.Regularizer` of the kinds l1 and l2: (backbone, head)."""
+    backbone, head = {}, {}
+    for term in line.terms:
+        backbone[term.kind] = term.strength
+        if term.scope == "all":
+            head[term.kind] = term.strength
+    return [keras.regularizers.L1L2(**strengths) if strengths else None for strengths in (backbone, head)]
 
 
 def batches(images, labels, size, batch_size, *, training, flip=False):
@@ -95,18 +95,14 @@ def batches(images, labels, size, batch_size, *, training, flip=False):
     return dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def build(settings, name, channels, num_classes, steps):
-    """The compiled model of one line under `reg:`; `steps` is the number of steps an epoch."""
-    options, size = settings.train, settings.data.image_size
-    model = network(
-        (size, size, channels),
-        num_classes,
-        *penalties(settings, name),
-        batch_norm_momentum=settings.model.batch_norm_momentum,
-    )
+def build(plan, channels, num_classes, steps):
+    """The compiled model of a run's plan; `steps` is the number of steps an epoch."""
+    options, size = plan["train"], plan["image_size"]
+    momentum = plan["model"].batch_norm_momentum
+    model = network((size, size, channels), num_classes, *penalties(plan["regularizer"]), batch_norm_momentum=momentum)
     model.compile(
         # The one thing taken from regbench, so that both do the same work.
-        optimizer=keras.optimizers.SGD(LearningRate(options, steps), momentum=options.momentum),
+        optimizer=keras.optimizers.SGD(LearningRate.of(options, steps), momentum=options.momentum),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
@@ -121,16 +117,16 @@ class RegLoss(keras.callbacks.Callback):
         print(f"epoch {epoch + 1}: " + ", ".join(f"{key} {value:.4f}" for key, value in logs.items()), flush=True)
 
 
-def fit(settings, name, seed, data="data", callbacks=(), train_images=None, validation_images=None):
+def fit(plan, data="prepared", callbacks=(), train_images=None, validation_images=None):
     """Train on the prepared arrays in `data`, read into memory; returns the model."""
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(plan["seed"])
     (images, labels), validation = (
         [np.load(Path(data) / split / f"{part}.npy")[:limit] for part in ("images", "labels")]
         for split, limit in (("train", train_images), ("validation", validation_images))
     )
-    options, size = settings.train, settings.data.image_size
+    options, size = plan["train"], plan["image_size"]
     steps = -(-len(labels) // options.batch_size)
-    model = build(settings, name, images.shape[-1], int(labels.max()) + 1, steps)
+    model = build(plan, images.shape[-1], int(labels.max()) + 1, steps)
     model.fit(
         batches(images, labels, size, options.batch_size, training=True, flip=options.flip),
         validation_data=batches(*validation, size, options.batch_size, training=False),
@@ -146,4 +142,5 @@ if __name__ == "__main__":
     parser.add_argument("reg", help="a key under reg: in params.yaml, of the kinds l1 and l2")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
-    fit(params.load(), arguments.reg, arguments.seed)
+    plans = plan.compute(params.load())
+    fit(plan.parse(plans[f"{arguments.reg}-{arguments.seed}/train.json"]))

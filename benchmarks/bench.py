@@ -6,6 +6,7 @@ side's alone. Nothing else should run on the machine meanwhile. Medians, with th
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -20,9 +21,12 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from conftest import copy_project  # noqa: E402
+import ablation  # noqa: E402
+from scratch import copy_project  # noqa: E402
+
+from regbench.runner import worker  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results.json"
 SIZES = (
@@ -32,7 +36,7 @@ SIZES = (
     (96, 64, 1_280, 160, 3),
     (224, 16, 320, 40, 3),
 )
-SINGLE = ("pipeline", "recording", "limit", "agreement")
+SINGLE = ("pipeline", "limit", "agreement")
 
 
 def spread(values):
@@ -45,13 +49,16 @@ def spread(values):
     }
 
 
-def python(*arguments, cwd=ROOT, **environment):
-    """Run a script; its last line of output, as JSON where it is, and the seconds it took."""
+def python(*arguments, cwd=ROOT, plain=False, **environment):
+    """Run a script; its last line of output, as JSON where it is, and the seconds it took.
+
+    Ours runs in the environment that `regbench repro` gives its stages; `plain` takes it as it is.
+    """
     started = time.time()
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | environment | {"STARTED": str(started)},
+        env=(os.environ if plain else worker.environment(1)) | environment | {"STARTED": str(started)},
         capture_output=True,
         text=True,
     )
@@ -59,6 +66,12 @@ def python(*arguments, cwd=ROOT, **environment):
         sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
     return (json.loads(last) if last.startswith(("{", "[")) else last), time.time() - started
+
+
+def prepare(folder):
+    """Write plans/ and prepared/ in a scratch repository; the seconds of the second."""
+    python("stages/plan.py", cwd=folder)
+    return python("stages/prepare.py", cwd=folder)[1]
 
 
 def say(text):
@@ -69,7 +82,7 @@ def copy(folder, changes):
     """A scratch repository with the committed params, but for `changes`: {section: {key: value}}."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in changes.items():
-        params[section] |= values
+        params[section] = params[section] | values if isinstance(values, dict) else values
     return copy_project(folder, params).folder
 
 
@@ -84,7 +97,8 @@ def trainings(data):
         for _ in range(rounds):
             for way in ways:
                 options = (size, batch, train_images, validation_images)
-                measured[way].append(python("benchmarks/measure.py", way, data, *options)[0])
+                call = ("benchmarks/measure.py", way, data, *options)
+                measured[way].append(python(*call, plain=way != "regbench")[0])
         row = {"image_size": size, "batch_size": batch, "images": train_images, "validation": validation_images}
         for way in ways:
             runs = measured[way]
@@ -103,31 +117,59 @@ def trainings(data):
     return table
 
 
-def comparison(folder):
-    """The default comparison end to end: the article's three trainings in a row, then `make repro`'s way."""
-    _, prepare_seconds = python("stages/prepare.py", cwd=folder)
-    names = list(yaml.safe_load((folder / "params.yaml").read_text())["reg"])
-    article = [python(ROOT / "benchmarks/article.py", name, 0, cwd=folder)[1] for name in names]
-    say(f"the article's way: {sum(article):.0f} s")
-    shutil.rmtree(folder / "data")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    started = time.time()
-    for command in (["bash", "stages/side_by_side.sh"], [sys.executable, "-m", "regbench.summary"]):
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": "src", "PATH": path}
-        )
-    ours = time.time() - started
-    say(f"regbench, from prepare to the table: {ours:.0f} s")
+def ablation_table(prepared, rounds):
+    """Each trick of `ablation.TRICKS` alone switched off, alternating; changes against an A/A pair, in percent.
 
-    no_op = [python("-m", "dvc", "repro", "--quiet", cwd=folder)[1] for _ in range(5)]
+    A change above 0 says what the trick brings. The noise is the larger distance of either A from their common median.
+    """
+    size, batch, train_images, validation_images = 32, 64, 3_200, 400
+    names = ["A", "A again", *ablation.TRICKS]
+    measured = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            options = (size, batch, train_images, validation_images, 2, name)
+            call = ("benchmarks/measure.py", "regbench", prepared, *options)
+            measured[name].append(python(*call)[0])
+        say(f"ablation, round {number + 1} of {rounds}")
+    keys = ("step_ms", "epoch_seconds", "first_step_seconds")
+    both = measured["A"] + measured["A again"]
+    base = {key: statistics.median(run[key] for run in both) for key in keys}
+    table = {
+        name: {key: round(100 * (statistics.median(run[key] for run in runs) / base[key] - 1), 1) for key in keys}
+        for name, runs in measured.items()
+    }
+    noise = {key: max(abs(table[name][key]) for name in ("A", "A again")) for key in keys}
+    of = {"image_size": size, "batch_size": batch, "images": train_images, "validation": validation_images}
+    return of | {"n": rounds, "base": base, "noise_percent": noise, "without_percent": table}
+
+
+def comparison(folder, rounds):
+    """The default comparison end to end: a training of the article's way and `regbench repro`, alternating.
+
+    Each round trains one regularizer the article's way, in turn. Its seconds count once for each run of the comparison,
+    since each takes as long. Ours go from prepare to the table, everything included.
+    """
+    chosen = yaml.safe_load((folder / "params.yaml").read_text())
+    runs = len(chosen["reg"]) * len(chosen["seeds"])
+    article, ours = [], []
+    for number, name in zip(range(rounds), itertools.cycle(chosen["reg"]), strict=False):
+        prepare_seconds = prepare(folder)
+        article.append(python(ROOT / "benchmarks/article.py", name, chosen["seeds"][0], cwd=folder, plain=True)[1])
+        say(f"one training the article's way: {article[-1]:.0f} s")
+        for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        ours.append(python("-m", "regbench", "repro", cwd=folder, PYTHONPATH=str(folder / "src"))[1])
+        say(f"regbench, {runs} runs from prepare to the table: {ours[-1]:.0f} s (round {number + 1} of {rounds})")
+    no_op = [python("-m", "dvc", "repro", cwd=folder)[1] for _ in range(5)]
     report = [python("stages/report.py", cwd=folder)[1] for _ in range(3)]
     return {
-        "epochs": yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"],
-        "article_seconds": [round(seconds, 1) for seconds in article],
-        "regbench_seconds": round(ours, 1),
+        "runs": runs,
+        "epochs": chosen["train"]["epochs"],
+        "article_seconds_a_run": spread(article),
+        "regbench_seconds": spread(ours),
         "prepare_seconds_of_it": round(prepare_seconds, 1),
-        "ratio": round(sum(article) / ours, 2),
-        "n": 1,
+        "ratio": spread([runs * a / b for a, b in zip(article, ours, strict=True)]),
         "no_op_repro_seconds": spread(no_op),
         "report_seconds": spread(report),
     }
@@ -135,7 +177,7 @@ def comparison(folder):
 
 def preparing(folder):
     """Seconds to prepare all 60,000 images, from TFDS's folder and from nothing."""
-    again = [python("stages/prepare.py", cwd=folder)[1] for _ in range(3)]
+    again = [prepare(folder) for _ in range(3)]
     with tempfile.TemporaryDirectory() as empty:
         fresh = python("stages/prepare.py", cwd=folder, TFDS_DATA_DIR=empty)[1]
     return {"from_tfds_seconds": spread(again), "download_included_seconds": round(fresh, 1)}
@@ -148,32 +190,37 @@ def processor():
     return named[0] if named else platform.processor()
 
 
-PARTS = ("prepare", "comparison", "trainings", "all_of_cifar10", "larger_than_memory", *SINGLE)
+PARTS = ("prepare", "comparison", "trainings", "ablation", "all_of_cifar10", "larger_than_memory", *SINGLE)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these; all by default: {', '.join(PARTS)}")
     parser.add_argument("--epochs", type=int, help="of the comparison, instead of those in params.yaml")
+    parser.add_argument("--seeds", type=int, help="of the comparison: as many, instead of those in params.yaml")
+    parser.add_argument("--rounds", type=int, help="of the comparison and the ablation; 3 and 5 by default")
     arguments = parser.parse_args()
     parts = arguments.parts or PARTS
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    this = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as scratch:
         whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
-        data = whole / "data"
-        if set(parts) - {"prepare", "comparison", "larger_than_memory"}:
-            python("stages/prepare.py", cwd=whole)
+        data = whole / "prepared"
+        if set(parts) - {"comparison", "larger_than_memory"}:
+            prepare(whole)
         changes = {"train": {"epochs": arguments.epochs}} if arguments.epochs else {}
+        changes |= {"seeds": list(range(arguments.seeds))} if arguments.seeds else {}
         for part in parts:
             if part == "prepare":
                 measured = preparing(whole)
             elif part == "comparison":
-                measured = comparison(copy(Path(scratch) / "default", changes))
+                measured = comparison(copy(Path(scratch) / "default", changes), arguments.rounds or 3)
             elif part == "trainings":
                 measured = {"table": trainings(data)}
+            elif part == "ablation":
+                measured = ablation_table(data, arguments.rounds or 5)
             elif part == "all_of_cifar10":
                 measured = python("benchmarks/measure.py", "regbench", data, 32, 32, 50_000, 10_000, 1)[0]
             elif part == "larger_than_memory":
@@ -181,14 +228,14 @@ def main():
             else:
                 measured = python("benchmarks/measure.py", part, data, 32, 32, 16_000, 2_000)[0]
             say(f"{part}: {json.dumps(measured)}")
-            results[part] = {"date": datetime.date.today().isoformat(), "machine": machine} | measured
+            results[part] = {"date": datetime.date.today().isoformat(), "machine": this} | measured
             # After each part, so that a run that is cut off keeps what it has.
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     show(results)
 
 
 def show(results):
-    """Print the results as Markdown, for the README."""
+    """Print the results as Markdown, for docs/speed.md."""
     print("\n| image, batch | median of processes | article's way | regbench | ratio |\n|---|---|---|---|---|")
     units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
     for row in results.get("trainings", {}).get("table", ()):
@@ -198,9 +245,14 @@ def show(results):
             print(
                 f"| {row['image_size']} px, {row['batch_size']} | {unit} | {' | '.join(texts)} | {row['ratio'][key]} |"
             )
-    if whole := results.get("comparison"):
-        article, ours = sum(whole["article_seconds"]), whole["regbench_seconds"]
-        print(f"| whole comparison, {whole['epochs']} epochs | s | {article:.0f} | {ours:.0f} | {whole['ratio']} |")
+    if "ratio" in (whole := results.get("comparison", {})):
+        article, ours = (whole[key]["median"] for key in ("article_seconds_a_run", "regbench_seconds"))
+        title = f"whole comparison, {whole['runs']} runs of {whole['epochs']} epochs"
+        print(f"| {title} | s | {whole['runs']} × {article:.0f} | {ours:.0f} | {whole['ratio']['median']} |")
+    if table := results.get("ablation"):
+        print("\n| without | step | epoch | first step |\n|---|---|---|---|")
+        for name, row in table["without_percent"].items():
+            print(f"| {name} | {' | '.join(f'{value:+.1f} %' for value in row.values())} |")
     print(f"\nEverything else: {RESULTS.relative_to(ROOT)}")
 
 

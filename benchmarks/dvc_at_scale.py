@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import copy_project  # noqa: E402
+from scratch import copy_project  # noqa: E402
 
 REGULARIZERS = 5
 
@@ -31,16 +31,19 @@ stage, name = sys.argv[1], "-".join(sys.argv[2:])
 def write(path, text):
     path = pathlib.Path(path); path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text)
 if stage == "prepare":
-    write("data/images.npy", "images")
+    for split in ("train", "validation", "test"):
+        write(f"prepared/{split}/images.npy", "images")
 elif stage == "report":
     write("report.md", "report")
+    write("report.json", "{}")
     for figure in "accuracy layers learning_curves norms pruning reg_loss strength weights".split():
         write(f"plots/{figure}.png", "")
     write("plots/curves.csv", "regularizer,epoch,rev\\n")
     names = json.load(open("names.json"))
     write("metrics/summary.json", json.dumps({name: {metric: 0.5 for metric in "abcdefghijklm"} for name in names}))
 else:
-    evaluation = ("evaluation.json", "confusion.csv", "layers.csv", "predictions.csv", "pruning.csv", "weights.csv")
+    names = ("evaluation.json", "confusion.csv", "layers.csv", "predictions.csv", "pruning.csv", "weights.csv")
+    evaluation = [f"evaluation/{name}" for name in names]
     for file in {"train": ("model.keras", "history.csv"), "evaluate": evaluation}[stage]:
         write(f"runs/{name}/{file}", f"{name} {file}")
 """
@@ -51,7 +54,7 @@ def project(folder, stages):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     names = [f"r{index}" for index in range(REGULARIZERS)]
     params["reg"] = {name: {"l2": 10.0**-index} for index, name in enumerate(names)}
-    params["train"]["seeds"] = list(range(stages // 2 // REGULARIZERS))
+    params["seeds"] = list(range(stages // 2 // REGULARIZERS))
     params["report"]["baseline"] = names[0]
     repository = copy_project(folder, params)
     (folder / "stub.py").write_text(STAGE)

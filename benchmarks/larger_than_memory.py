@@ -24,21 +24,23 @@ def generate(folder):
     sys.path.insert(0, str(ROOT / "src"))
     import numpy as np
 
-    from regbench import dataset, params, sources
+    from regbench import params
+    from regbench.data import prepare, source
 
     rng = np.random.default_rng(0)
     counts = {"train": IMAGES + 256, "test": 256}
-    source = sources.Source(
+    noise = source.Source(
         name="noise",
         origin="generated",
         classes=tuple("0123456789"),
         shape=(SIDE, SIDE),
         channels=3,
         labels={split: np.arange(count) % 10 for split, count in counts.items()},
+        files={split: [str(index) for index in range(count)] for split, count in counts.items()},
         read=lambda split, indices: (rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in indices),
     )
     chosen = {"image_size": SIDE, "train_images": IMAGES, "validation_images": 256}
-    dataset.prepare(source, params.load(ROOT / "params.yaml").data.model_copy(update=chosen), folder)
+    prepare.write(noise, params.load(ROOT / "params.yaml").data.model_copy(update=chosen), folder)
 
 
 def train(folder):
@@ -73,7 +75,7 @@ def main():
         kind = "RLIMIT_DATA, page cache not included"
     grouped = GROUP.exists()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
-        generate(Path(folder) / "data")
+        generate(Path(folder) / "prepared")
         arrays = list(Path(folder).rglob("*.npy"))
         size = sum(path.stat().st_size for path in arrays)
         os.sync()
@@ -81,7 +83,7 @@ def main():
             leave_cache(arrays)
         started = time.time()
         done = subprocess.run(
-            [sys.executable, __file__, "train", str(Path(folder) / "data")],
+            [sys.executable, __file__, "train", str(Path(folder) / "prepared")],
             preexec_fn=limited,
             capture_output=True,
             text=True,

@@ -1,11 +1,12 @@
 """One measurement in a process of its own; prints JSON. `benchmarks/bench.py` calls it.
 
-python benchmarks/measure.py article|regbench|pytorch DATA SIZE BATCH TRAIN VALIDATION [EPOCHS]
-python benchmarks/measure.py pipeline|recording|limit|agreement DATA SIZE BATCH TRAIN VALIDATION
+python benchmarks/measure.py article|regbench|pytorch PREPARED SIZE BATCH TRAIN VALIDATION [EPOCHS [TRICK]]
+python benchmarks/measure.py pipeline|limit|agreement PREPARED SIZE BATCH TRAIN VALIDATION
 """
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -24,16 +25,17 @@ STARTED = float(os.environ.get("STARTED", time.time()))
 NAME = "l2"
 
 
-def settings(size, batch, train_images, epochs):
-    """The committed params at another size, with the same share of an epoch for batch norm's averages."""
-    from regbench import params
+def plan_of(size, batch, train_images, epochs):
+    """The plan of a run of the committed params at another size, with the same share for batch norm's averages."""
+    from regbench import params, plan
 
     loaded = params.load(ROOT / "params.yaml")
     # A subset's size may be null, for all there are; then there is no share to keep.
     averaged = loaded.train.batch_norm_images * train_images // (loaded.data.train_images or train_images)
     train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged})
     data = loaded.data.model_copy(update={"image_size": size})
-    return loaded.model_copy(update={"train": train, "data": data})
+    chosen = loaded.model_copy(update={"train": train, "data": data, "seeds": (0,)})
+    return plan.parse(plan.compute(chosen)[f"{NAME}-0/train.json"])
 
 
 def timed(callback):
@@ -74,38 +76,41 @@ def article_way(data, size, batch, train, validation, epochs=2):
 
     times = timed(keras.callbacks.Callback)
     options = {"train_images": train, "validation_images": validation}
-    article.fit(settings(size, batch, train, epochs), NAME, 0, data, [times()], **options)
+    article.fit(plan_of(size, batch, train, epochs), data, [times()], **options)
     return result(times)
 
 
-def regbench_way(data, size, batch, train, validation, epochs=2):
-    from regbench import cores, runtime
+def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
+    """One training; `without` names a trick of `ablation.TRICKS` that is switched off."""
+    import ablation
 
-    runtime.large_pages()
-    options = settings(size, batch, train, epochs)
-    runtime.start(heap=cores.heap(options))
-    from regbench import dataset, training
+    from regbench import runtime
 
-    limit(dataset, train, validation)
-    training.Recorder = times = timed(training.Recorder)
+    ablation.before_start(without)
+    runtime.start()
+    ablation.after_start(without)
+    from regbench.training import checkpoint, fit, history
+
+    limit(train, validation)
+    history.Recorder = times = timed(history.Recorder)
     with tempfile.TemporaryDirectory() as folder:
-        training.SCRATCH = Path(folder) / "checkpoints"
-        training.train(options, NAME, 0, data, folder)
+        checkpoint.FOLDER = Path(folder) / "checkpoints"
+        history.LOG = Path(folder) / "log"
+        fit.train(plan_of(size, batch, train, epochs), Path(data), Path(folder) / "run")
     return result(times)
 
 
-def limit(dataset, train, validation):
-    """Let `dataset.load` give the first images only."""
-    load, sizes = dataset.load, {"train": train, "validation": validation}
+def limit(train, validation):
+    """Let `arrays.load` give the first images only."""
+    from regbench.data import arrays
 
-    def load_some(folder, splits):
-        loaded = load(folder, splits)
-        for split in splits:
-            whole = loaded.splits[split]
-            loaded.splits[split] = dataset.Split(whole.images[: sizes[split]], whole.labels[: sizes[split]])
-        return loaded
+    load, sizes = arrays.load, {"train": train, "validation": validation}
 
-    dataset.load = load_some
+    def load_some(split, folder):
+        whole = load(split, folder)
+        return dataclasses.replace(whole, images=whole.images[: sizes[split]], labels=whole.labels[: sizes[split]])
+
+    arrays.load = load_some
 
 
 def pytorch(data, size, batch, train, validation):
@@ -128,44 +133,17 @@ def pipeline(data, size, batch, train, validation):
     from regbench import runtime
 
     runtime.start()
-    from regbench import dataset
+    from regbench.data import arrays
 
-    limit(dataset, train, validation)
-    split = dataset.load(data, ("train",)).splits["train"]
+    limit(train, validation)
+    split = arrays.load("train", Path(data))
     rates = []
     for epoch in range(5):
         started = time.perf_counter()
-        batches = dataset.training_batches(
-            split, batch_size=batch, seed=0, flip=True, first_epoch=epoch, epochs=epoch + 1
-        )
+        batches = arrays.training_batches(split, batch_size=batch, seed=0, flip=True, epoch=epoch)
         images = sum(len(labels) for _, labels in batches)
         rates.append(images / (time.perf_counter() - started))
     return {"images_per_second": round(statistics.median(rates)), "n": len(rates)}
-
-
-def recording(data, size, batch, train, validation):
-    """What the reg loss and the cross-entropy of each epoch cost, as a share of it."""
-    from regbench import runtime
-
-    tf = runtime.start()
-    import keras
-
-    from regbench import training
-
-    model = training.build(settings(size, batch, train, 1), NAME, (32, 32, 3), 10)
-    metric = keras.metrics.MeanMetricWrapper(training.cross_entropy)
-    # A hundred in one function: in a step it is part of a graph, too, and not a call of its own.
-    update = tf.function(lambda labels, logits: [metric.update_state(labels, logits) for _ in range(100)])
-    labels, logits = tf.zeros([batch], tf.int64), tf.zeros([batch, 10])
-    seconds = {
-        "reg_loss_seconds": median_seconds(lambda: (training.reg_loss(model), training.backbone_and_head(model)), 20),
-        "cross_entropy_seconds": median_seconds(lambda: update(labels, logits), 20) / 100 * -(-train // batch),
-    }
-    epoch = regbench_way(data, size, batch, train, validation)["epoch_seconds"]
-    return {key: round(value, 4) for key, value in seconds.items()} | {
-        "epoch_seconds": round(epoch, 2),
-        "share": round(sum(seconds.values()) / epoch, 4),
-    }
 
 
 def median_step(times):
@@ -199,25 +177,22 @@ def fraction_of_the_limit(data, size, batch, train, validation):
 
     # A share of one core, since it is one after another that operations add up.
     os.environ["REGBENCH_RUNS"] = str(cores.count())
-    runtime.large_pages()
     tf = runtime.start()
     import keras
 
-    from regbench import training
+    from regbench import networks
+    from regbench.training import model
 
     tf.random.set_seed(0)
     square = tf.random.normal([1024, 1024])
     rate = 2 * 1024**3 / median_seconds(lambda: tf.matmul(square, square).numpy(), 30)
-    options = settings(size, batch, train, 1)
-    model = training.build(options, NAME, (32, 32, 3), 10)
-    training.compile(model, options.train, 100)
-    training.PopulationStatistics(model, range(train), options, 0)  # with it no step keeps up moving averages
+    plan = plan_of(size, batch, train, 1)
+    built = model.build(plan, (32, 32, 3), 10)
+    model.compile(built, plan["train"], 100)
     products = 0
-    for layer in model.get_layer("mobilenet_v2").layers:
-        if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
-            products += layer.kernel.numpy().size * layer.output.shape[1] * layer.output.shape[2]
-        elif isinstance(layer, keras.layers.Dense):
-            products += layer.kernel.numpy().size
+    for layer, kernel in networks.kernels(built):
+        shape = layer.output.shape
+        products += kernel.numpy().size * (shape[1] * shape[2] if len(shape) == 4 else 1)
     # A product and a sum; the gradients for inputs and for weights cost as much again, each.
     operations = 2 * 3 * products
 
@@ -235,41 +210,38 @@ def fraction_of_the_limit(data, size, batch, train, validation):
                 tf.profiler.experimental.stop()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        model.fit(batches, steps_per_epoch=60 + traced + 2, verbose=0, callbacks=[Profile()])
-        by_group, total = op_times(next(Path(folder).rglob("*.xplane.pb")))
-    step = median_step(times[10:60])
+        built.fit(batches, steps_per_epoch=60 + traced + 2, verbose=0, callbacks=[Profile()])
+        by_group = op_times(next(Path(folder).rglob("*.xplane.pb")))
+    step, total = median_step(times[10:60]), sum(by_group.values())
     return {
         "gflop_per_image": round(operations / 1e9, 4),
         "matrix_product_gflops": round(rate / 1e9, 1),
         "step_ms": round(1000 * step, 2),
         "gflops_reached": round(operations * batch / step / 1e9, 1),
         "fraction_of_limit": round(operations * batch / step / rate, 3),
-        "share_of_time": {group: round(seconds / total, 3) for group, seconds in by_group.items()},
+        "share_of_operations_time": {group: round(seconds / total, 3) for group, seconds in by_group.items()},
     }
 
 
 def op_times(trace):
-    """Seconds by group of operation, and of all, in a trace of TensorFlow's profiler on one thread."""
+    """Seconds by group of operation, in a trace of TensorFlow's profiler on one thread."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     space = xplane_pb2.XSpace()
     space.ParseFromString(trace.read_bytes())
-    seconds, total = collections.Counter(), 0.0
+    seconds = collections.Counter()
     for plane in space.planes:
         if "CPU" not in plane.name:
             continue
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                if name == "<lambda>":  # a step, the only function that `training.Model` has TensorFlow call
-                    total += event.duration_ps / 1e12
                 # A node and its operation; calls of functions are the sum of what is in them.
-                elif re.fullmatch(r"[^:\s]+:\w+", name) and not name.endswith("PartitionedCall"):
+                if re.fullmatch(r"[^:\s]+:\w+", name) and not name.endswith("PartitionedCall"):
                     operation = name.rsplit(":", 1)[1]
                     groups = (group for group, keys in GROUPS.items() if any(key in operation for key in keys))
                     seconds[next(groups, "other")] += event.duration_ps / 1e12
-    seconds["between operations"] = total - sum(seconds.values())
-    return dict(seconds.most_common()), total
+    return dict(seconds.most_common())
 
 
 def agreement(data, size, batch, train, validation):
@@ -285,16 +257,19 @@ def agreement(data, size, batch, train, validation):
     import keras
     import numpy as np
 
-    from regbench import dataset, mobilenet
+    from regbench import params, regularizers
+    from regbench.data import arrays
+    from regbench.networks import mobilenet_v2
 
-    limit(dataset, train, validation)
-    split = dataset.load(data, ("train",)).splits["train"]
-    epoch = dataset.training_batches(split, batch_size=batch, seed=0, flip=True, first_epoch=0, epochs=1)
-    networks = {"article": article.network, "regbench": mobilenet.mobilenet_v2, "control": article.network}
+    limit(train, validation)
+    split = arrays.load("train", Path(data))
+    epoch = arrays.training_batches(split, batch_size=batch, seed=0, flip=True, epoch=0)
+    networks = {"article": article.network, "regbench": mobilenet_v2.build, "control": article.network}
     models = {}
     for name, network in networks.items():
         keras.utils.set_random_seed(0)
-        models[name] = model = network((size, size, 3), 10, regularizer=keras.regularizers.L2(0.001))
+        models[name] = model = network((size, size, 3), 10)
+        regularizers.attach(model, params.Regularizer("l2", (params.Term("l2", 0.001, "backbone"),)))
         if name == "control":
             kernel = model.trainable_variables[0]
             kernel.assign(np.nextafter(kernel.numpy(), np.float32(np.inf)))
@@ -324,11 +299,11 @@ WAYS = {
     "regbench": regbench_way,
     "pytorch": pytorch,
     "pipeline": pipeline,
-    "recording": recording,
     "limit": fraction_of_the_limit,
     "agreement": agreement,
 }
 
 if __name__ == "__main__":
     way, data, *numbers = sys.argv[1:]
-    print(json.dumps(WAYS[way](data, *map(int, numbers))))
+    options = {"without": numbers.pop()} if len(numbers) == 6 else {}
+    print(json.dumps(WAYS[way](data, *map(int, numbers), **options)))

@@ -1,4 +1,4 @@
-"""Measure one trained model: a key under reg: in params.yaml, and a seed."""
+"""Measure one trained model, by its plan."""
 
 import argparse
 import sys
@@ -6,22 +6,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import cores, errors, lock, params, runtime
+from regbench import errors, plan, runtime
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reg", help="a key under reg:")
-    parser.add_argument("seed", type=int, help="one of train.seeds")
-    arguments = parser.parse_args()
-    settings = params.load()
-    settings.require(arguments.reg)
-    lock.check(f"train@{arguments.reg}-{arguments.seed}")
-    # TensorFlow loads from here on: mistakes in params have been told by now.
-    runtime.start(threads=cores.evaluation_threads())
-    from regbench import evaluation
+    parser.add_argument("run", help="a regularizer and a seed, such as l2-0")
+    run = parser.parse_args().run
+    settings = plan.read(f"plans/{run}/evaluate.json")
+    runtime.start(threads=runtime.evaluation_threads())
+    from regbench.evaluation import evaluate
 
-    evaluation.evaluate(settings, arguments.reg, arguments.seed)
+    evaluate.evaluate(settings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train one model: a key under reg: in params.yaml, and a seed."""
+"""Train one model, by its plan."""
 
 import argparse
 import sys
@@ -6,26 +6,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import runtime
-
-if __name__ == "__main__":
-    runtime.large_pages()  # before anything takes its time to import
-
-from regbench import cores, errors, params
+from regbench import errors, plan, runtime
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reg", help="a key under reg:")
-    parser.add_argument("seed", type=int, help="one of train.seeds")
-    arguments = parser.parse_args()
-    settings = params.load()
-    settings.require(arguments.reg)
-    # TensorFlow loads from here on: mistakes in params have been told by now.
-    runtime.start(deterministic=not settings.train.jit, heap=cores.heap(settings))
-    from regbench import training
+    parser.add_argument("run", help="a regularizer and a seed, such as l2-0")
+    run = parser.parse_args().run
+    settings = plan.read(f"plans/{run}/train.json")
+    # TensorFlow loads from here on: a missing plan has been reported by now.
+    runtime.start(deterministic=not settings["train"].jit)
+    from regbench.training import fit
 
-    training.train(settings, arguments.reg, arguments.seed)
+    fit.train(settings)
 
 
 if __name__ == "__main__":

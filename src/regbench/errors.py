@@ -1,12 +1,11 @@
-"""Errors that the user can mend: told in plain words, without a traceback."""
+"""Errors that the user can mend: reported in plain words, without a traceback."""
 
+import ctypes
 import errno
 import os
-import re
-import select
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,13 +13,18 @@ class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
 
 
-def run(main):
+def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
 
     A full disk and a folder that can't be written are the user's to mend as well.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped (SIGTERM); `dvc repro` goes on from here"))
-    _end_with_dvc()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # class names may have letters that a terminal has not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped (SIGTERM); `make repro` continues from here"))
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        # Ask Linux to end this stage with the DVC that started it: else the next DVC's stage would run beside it.
+        set_signal_on_parents_death = 1
+        ctypes.CDLL(None).prctl(set_signal_on_parents_death, signal.SIGTERM)
     try:
         main()
     except UserError as error:
@@ -30,41 +34,20 @@ def run(main):
             sys.exit(f"error: {message}")
         raise
     except KeyboardInterrupt:
-        print("\ninterrupted; `dvc repro` goes on from here", file=sys.stderr)
+        print("\ninterrupted; `make repro` continues from here", file=sys.stderr)
         sys.exit(130)
 
 
-def in_words(error):
-    """What an OSError says of the disk and what to do; None where an error is about something else."""
+def in_words(error: Exception) -> str | None:
+    """What an OSError says about the disk and what to do; None for any other error."""
     if not isinstance(error, OSError):
         return None
     where = error.filename or Path.cwd()
-    # NumPy says of a file that it could not write to the end only how much of it was written.
+    # Of a short write NumPy's error says only how many bytes were written.
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or " requested and " in str(error):
         return (
-            f"no space is left for {where} ({error.strerror or error}). Free some and run again; it goes on from here"
+            f"no space is left for {where} ({error.strerror or error}). Free some and run again; it continues from here"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{where} can't be written or read ({error.strerror}). Change its permissions and run again"
     return None
-
-
-def _end_with_dvc():
-    """Let a stage end when the DVC that started it is killed: else the next one would run beside it."""
-    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
-        return
-    # Between DVC and a stage stands a shell, where it doesn't give its process to its last command (dash, /bin/sh).
-    try:
-        dvc = os.getppid()
-        while b"DVC_STAGE=" in Path(f"/proc/{dvc}/environ").read_bytes():
-            status = Path(f"/proc/{dvc}/status").read_text()
-            dvc = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
-        ended = os.pidfd_open(dvc)
-    except OSError:  # an old kernel, or another user's process
-        return
-
-    def follow():
-        select.select([ended], [], [])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=follow, daemon=True).start()

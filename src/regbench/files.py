@@ -1,14 +1,16 @@
-"""Files that are there whole or not at all."""
+"""Files that appear whole or not at all."""
 
 import contextlib
 import csv
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 
 @contextlib.contextmanager
-def whole(path):
-    """Open a text file to write: beside its place, and renamed into it once all is written."""
+def whole(path: str | Path) -> Iterator[TextIO]:
+    """Open a text file to write: beside its place, and renamed into it once everything is written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.partial")
@@ -17,13 +19,18 @@ def whole(path):
     beside.replace(path)
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON; NaN and infinity are errors."""
     with whole(path) as file:
-        file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        file.write(json_text(value))
 
 
-def write_csv(path, header, rows):
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Write rows, sequences in the order of the header, as CSV."""
     with whole(path) as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,58 +1,49 @@
-"""params.yaml → validated, frozen objects.
+"""params.yaml → validated, frozen settings.
 
-`load` is the one way to read it. Nothing here imports TensorFlow, so a mistake is told within a second.
+`load` is the one way to read it. Nothing here imports TensorFlow, so a mistake is reported within a second.
 """
 
 import difflib
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from regbench import errors
+from regbench import catalogue
+from regbench.catalogue import SCOPES
 from regbench.errors import UserError
 
-KINDS = {
-    "l1": "strength × Σ|w|, in the loss",
-    "l2": "strength × Σw², in the loss",
-    "orthogonal": "strength × ‖WᵀW − I‖², in the loss",
-    "weight_decay": "w shrinks by learning rate × strength × w before each step",
-    "proximal_l1": "w moves to 0 by learning rate × strength after each step, and stays there",
-}
-"""What a line under `reg:` can do, by kind; `regbench.regularizers` has a function of the same name for each."""
-
-SCOPES = ("all", "backbone", "head", "no_depthwise")
-"""Which weights: all; the convolution kernels; kernel and bias of the Dense head; all but depthwise kernels."""
-
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-NAME_RULE = "a small letter, then small letters, digits or underscores"
+NAME_RULE = "a lower-case letter, then lower-case letters, digits or underscores"
+STRENGTH_RULE = "a number from 0 to 1000"
 
 
 class ParamsError(UserError):
-    """params.yaml can't be used. `problems` holds a line for each thing that is wrong."""
+    """params.yaml can't be used. `problems` holds a line for each mistake."""
 
-    def __init__(self, path, problems):
+    def __init__(self, path: Path, problems: Iterable[str]):
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{count} in {path}:", *self.problems]))
 
 
 class Section(BaseModel):
-    """A section of params.yaml: keys are known, values have the type they say, nothing changes afterwards."""
+    """A section of params.yaml: only known keys, values of their declared types, frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _whole(low, high):
+def _whole(low: int, high: int) -> Any:
     return Field(ge=low, le=high, description=f"a whole number from {low:,} to {high:,}")
 
 
-def _list(value):
-    """Frozen objects hold tuples; YAML gives lists."""
+def _list(value: Any) -> Any:
+    """YAML gives lists; frozen settings hold tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -77,22 +68,18 @@ class Data(Section):
 
 
 class Model(Section):
-    """The network's shape, and where penalties apply."""
+    """The network and its shape."""
 
+    network: str = Field(description="the name of a file in src/regbench/networks/")
     width: float = Field(ge=0.1, le=4, description="a number from 0.1 to 4")
     batch_norm: bool = Field(description="true or false")
     batch_norm_momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
-    regularize_head: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
-        description="a list of keys under reg, such as [l2]"
-    )
+    zero_init_residual: bool = Field(description="true or false")
 
 
 class Train(Section):
     """How one model is trained."""
 
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list)] = Field(
-        min_length=1, description="a list of one or more whole numbers from 0 to 2,147,483,647, each once"
-    )
     epochs: int = _whole(1, 100_000)
     batch_size: int = _whole(1, 65_536)
     learning_rate: float = Field(gt=0, le=1000, description="a number above 0, at most 1000")
@@ -132,48 +119,66 @@ class Cluster(Section):
 
 
 @dataclass(frozen=True)
+class Term:
+    """One kind of regularizer at one strength, and which weights it covers."""
+
+    kind: str
+    strength: float
+    scope: str
+
+
+@dataclass(frozen=True)
 class Regularizer:
-    """One line under `reg:`: strengths by kind, none for no regularizer, and which weights it covers."""
+    """One line under `reg:`; `none` has no terms."""
 
     name: str
-    strengths: tuple[tuple[str, float], ...]
-    scope: str | None = None
+    terms: tuple[Term, ...] = ()
 
 
-STRENGTH_RULE = "a number from 0 to 1000"
+@dataclass(frozen=True)
+class Run:
+    """One model of the matrix."""
+
+    name: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """What DVC calls it: `train@l2-0`, `runs/l2-0`."""
+        return f"{self.name}-{self.seed}"
 
 
 class Params(Section):
-    """All of params.yaml. `regularizer(name)` is the way to read a line of `reg`."""
+    """All of params.yaml."""
 
     data: Data
     model: Model
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list)] = Field(
+        min_length=1, description="a list of one or more whole numbers from 0 to 2,147,483,647, each once"
+    )
+    train: Train
     reg: dict[str, Regularizer] = Field(
         min_length=1, description="a mapping with a line for each regularizer, such as l2: 0.001"
     )
-    train: Train
     evaluate: Evaluate
     report: Report
     cluster: Cluster = Cluster()
 
     @property
-    def runs(self):
-        """The names of all runs, such as l2-0: one for each key under `reg` and each seed."""
-        return [f"{name}-{seed}" for name in self.reg for seed in self.train.seeds]
+    def runs(self) -> list[Run]:
+        """One for each key under `reg` and each seed, in the order of params."""
+        return [Run(name, seed) for name in self.reg for seed in self.seeds]
 
-    def require(self, name):
-        """Raise a `UserError` unless `name` is a key under `reg`."""
+    def run(self, name: str, seed: int) -> Run:
+        """The run of a key under `reg` and a seed; a `UserError` where params has no such run."""
         if name not in self.reg:
-            raise UserError(f"{name} is no key under reg: in params.yaml; {_nearest(name, self.reg)}")
-
-    def regularizer(self, name):
-        """The `Regularizer` of one key under `reg`, its scope settled."""
-        line = self.reg[name]
-        scope = line.scope or ("all" if name in self.model.regularize_head else "backbone")
-        return Regularizer(name, line.strengths, scope)
+            raise UserError(f"{name} is not a key under reg: in params.yaml; {_nearest(name, self.reg)}")
+        if seed not in self.seeds:
+            raise UserError(f"{seed} is not one of the seeds in params.yaml: {', '.join(map(str, self.seeds))}")
+        return Run(name, seed)
 
 
-def load(path="params.yaml"):
+def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a params file.
 
     Raises:
@@ -181,9 +186,21 @@ def load(path="params.yaml"):
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(path, [f"can't be read: {error}"]) from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path = Path("params.yaml")) -> Params:
+    """Check the text of a params file; `path` is for messages."""
+    if conflict := re.search(r"^(<<<<<<<|>>>>>>>) .*", text, re.MULTILINE):
+        line = text[: conflict.start()].count("\n") + 1
+        raise ParamsError(
+            path, [f"merge conflict in line {line}: choose a side, remove the markers, then `make repro`"]
+        )
+    try:
+        raw = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(raw, dict):
@@ -196,7 +213,7 @@ def load(path="params.yaml"):
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        # The lines of `reg` have been read by then, with what is wrong there.
+        # The lines of `reg` have been checked above, and their problems noted.
         problems.extend(_describe(it) for it in error.errors() if it["loc"][0] != "reg" or len(it["loc"]) == 1)
     if not problems:
         problems.extend(_cross_checks(params))
@@ -205,16 +222,16 @@ def load(path="params.yaml"):
     return params
 
 
-def _regularizer(name, value, problems):
-    """A line under `reg:` as a `Regularizer`, or None where it can't be one, with the reasons put to `problems`."""
-    key, before = f"reg.{name}", len(problems)
+def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | None:
+    """A line under `reg:`, or None where it is wrong, with the reasons appended to `problems`."""
+    key, before, kinds = f"reg.{name}", len(problems), catalogue.kinds()
     if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
         problems.append(f"{key}: a regularizer's name is {NAME_RULE}, 40 at most")
         return None
     if name == "none":
         if isinstance(value, bool) or value != 0:
             problems.append(f"{key}: {_show(value)} is not allowed; none is no regularizer, so it should be 0")
-        return Regularizer(name, ())
+        return Regularizer(name)
     spelled_out = isinstance(value, dict)
     strengths = dict(value) if spelled_out else {name: value}
     scope = strengths.pop("scope", None) if spelled_out else None
@@ -224,40 +241,36 @@ def _regularizer(name, value, problems):
         problems.append(f"{key}: names no kind of regularizer; write for example {{l1: 1e-5, l2: 1e-4}}")
     for kind, strength in strengths.items():
         within = f"{key}.{kind}" if spelled_out else key
-        if kind not in KINDS:
-            hint = _nearest(kind, KINDS if spelled_out else (*KINDS, "none"))
+        if kind not in kinds:
+            hint = _nearest(kind, kinds if spelled_out else (*kinds, "none"))
             own = "" if spelled_out else ". Under a name of your own, write a mapping: {l2: 0.001}"
             problems.append(f"{within}: unknown kind of regularizer; {hint}{own}")
         elif not _is_strength(strength):
             problems.append(f"{within}: {_show(strength)} is not allowed; it should be {STRENGTH_RULE}")
     if len(problems) > before:
         return None
-    return Regularizer(name, tuple((kind, float(strength)) for kind, strength in strengths.items()), scope)
+    terms = (Term(kind, float(strength), scope or kinds[kind].scope) for kind, strength in strengths.items())
+    return Regularizer(name, tuple(terms))
 
 
-def _is_strength(value):
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1000
-    )
+def _is_strength(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and 0 <= value <= 1000
 
 
-def _cross_checks(params):
-    """What no single key can know."""
-    seeds = params.train.seeds
-    if len(set(seeds)) < len(seeds):
-        yield f"train.seeds: {_show(list(seeds))} is not allowed; each seed should stand there once"
-    for name in params.model.regularize_head:
-        if name not in params.reg and name not in KINDS:
-            hint = _nearest(name, (*params.reg, *KINDS))
-            yield f"model.regularize_head: {_show(name)} is no key under reg; {hint}"
-        elif name in params.reg and params.reg[name].scope:
-            yield f"model.regularize_head: {_show(name)} has a scope of its own under reg; leave it out here"
+def _cross_checks(params: Params) -> Iterator[str]:
+    """What concerns more than one key, or files."""
+    if len(set(params.seeds)) < len(params.seeds):
+        yield f"seeds: {_show(list(params.seeds))} is not allowed; each seed should be there once"
+    if params.model.network not in catalogue.networks():
+        hint = _nearest(params.model.network, catalogue.networks())
+        yield f"model.network: {_show(params.model.network)} is not a network; {hint}"
     baseline = params.report.baseline
     if baseline is not None and baseline not in params.reg:
-        yield f"report.baseline: {_show(baseline)} is no key under reg; {_nearest(baseline, params.reg)}"
+        yield f"report.baseline: {_show(baseline)} is not a key under reg; {_nearest(baseline, params.reg)}"
 
 
-def _describe(details):
+def _describe(details: dict) -> str:
     """One pydantic error, in our words: key, value, what is allowed, nearest key."""
     known, allowed, field, path = Params.model_fields, "", None, []
     for part in details["loc"]:
@@ -278,13 +291,14 @@ def _describe(details):
     return f"{key}: {_show(details['input'])} is not allowed; it should be {allowed}"
 
 
-def _nearest(key, known):
+def _nearest(key: Any, known: Iterable[str]) -> str:
+    known = tuple(known)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     listed = f"known: {', '.join(dict.fromkeys(known))}"
     return f"did you mean {near[0]}? ({listed})" if near else listed
 
 
-def _show(value):
+def _show(value: Any) -> str:
     """A value as it would stand in YAML, cut where it is long."""
     value = list(value) if isinstance(value, tuple) else value
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
@@ -292,28 +306,24 @@ def _show(value):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, with two repairs: `5e-05` is a number, and no key may stand twice.
+class Loader(yaml.SafeLoader):
+    """YAML's safe subset, with two repairs: `5e-05` is a number, and no key may be there twice.
 
     DVC writes `-S reg.l2=0.00005` as 5e-05, a number in YAML 1.2 and a string to PyYAML (dvc#5971).
     """
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool, type(None))):
                 raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
-
-
-if __name__ == "__main__":
-    errors.run(load)

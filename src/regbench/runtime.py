@@ -1,96 +1,83 @@
-"""How TensorFlow starts: quietly, with the same bits each time."""
+"""How TensorFlow starts: quietly, and so that a run gives the same bits each time."""
 
 import contextlib
-import ctypes
-import gc
 import os
 import sys
 import tempfile
-import threading
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from regbench import cores
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def start(deterministic=True, threads=None, heap=0):
-    """Import TensorFlow and set it up for reproducible runs; to be called before anything else uses it.
+EVALUATED_AT_ONCE = 4
+"""How many batches are evaluated at once, at most; together they hold `data.EVALUATION_BATCH` images."""
 
-    On a CPU one thread computes an operation: maps of 32 pixels do not scale over threads, and what one thread
-    computes does not depend on how many cores there are.
+AMBIENT = {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_ENABLE_ONEDNN_OPTS": None,
+    "TF_DETERMINISTIC_OPS": None,
+    "TF_CUDNN_DETERMINISTIC": None,
+    "TF_USE_LEGACY_KERAS": None,
+    "XLA_FLAGS": None,
+    "TF_XLA_FLAGS": None,
+}
+"""Environment variables that would change results: what they are set to, or None to unset them."""
+
+
+def start(deterministic: bool = True, threads: int | None = None) -> ModuleType:
+    """Import TensorFlow and Keras and set them up; to be called before anything else imports them.
+
+    What decides results is set here, whatever the environment and the user's keras.json say. On a CPU one thread
+    computes an operation: maps of 32 pixels do not scale over threads, and what one thread computes does not depend on
+    the number of cores.
 
     Args:
-        deterministic: take only operations that give the same bits each time; Keras refuses to use XLA then.
+        deterministic: use only operations that give the same bits each time; Keras refuses XLA then.
         threads: how many operations may be computed at once on a CPU, by default `cores.threads()`.
-        heap: how many bytes of memory to have ready soon; of use after `large_pages` only.
 
     Returns:
         the `tensorflow` module.
     """
-    if os.environ.get("GLIBC_TUNABLES") == _tunables():
-        _write_to_heap(heap)
-    with stderr_held(), _hidden("matplotlib", "pandas", "scipy"), _no_garbage():
+    for name, value in AMBIENT.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    with stderr_held():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    with _no_keras_json():
+        import keras
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
-        # Rewriting the graph costs half a second of every start, and its result is a little slower here.
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf
 
 
-LARGE_PAGES = {"hugetlb": 1, "mmap_threshold": 10**9, "trim_threshold": 10**9, "top_pad": 64 << 20}
-"""glibc's settings: pages of 2 MB, which it asks Linux for, and all memory in one heap that grows by many of them."""
+def evaluation_threads() -> int:
+    """How many batches of one evaluation are computed at once, each by one thread.
 
-
-def large_pages():
-    """Start this program over with its memory in large pages, where Linux and glibc have them; to be called first.
-
-    A step goes over tens of megabytes of weights and maps, several times: in pages of 4 KB, to find them takes the
-    processor some 7 % of its time, on a virtual machine. glibc reads its settings from the environment at the start.
+    Other runs do not count: the last one is evaluated when the others have ended.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _tunables()
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return min(cores.count(), EVALUATED_AT_ONCE)
 
 
-def _tunables():
-    return ":".join(f"glibc.malloc.{key}={value}" for key, value in LARGE_PAGES.items())
+def strategy(devices: Sequence[str] = ()) -> "tf.distribute.Strategy":
+    """How one run is spread over `devices`, by default all GPUs: copies in step (`MirroredStrategy`) for two or more.
 
-
-HEAP_BLOCK = 32 << 20
-
-
-def _write_to_heap(size):
-    """Write to the heap's next `size` bytes, in a thread of its own, while this one is busy with Python.
-
-    Linux clears a page when it is first written to, and on a virtual machine the host has to find it: 1 to 2 seconds
-    a GB, which the first step would wait for. A block is free as soon as it is written to, and for all to take.
-    """
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    blocks = [libc.malloc(HEAP_BLOCK) for _ in range(int(size) // HEAP_BLOCK)]
-
-    def write():
-        for block in filter(None, blocks):  # null where there was no memory left
-            libc.memset(block, 0, HEAP_BLOCK)
-            libc.free(block)
-
-    threading.Thread(target=write, daemon=True).start()
-
-
-def strategy(devices=None):
-    """How one run is spread over `devices`, by default all GPUs: copies in step (`MirroredStrategy`) from two on.
-
-    `train.batch_size` stays the size of the whole batch; each device takes its share, and batch normalization
-    its statistics over that share, unless `train.synchronize_batch_norm`.
+    `train.batch_size` stays the size of the whole batch. Each device takes its share, and batch normalization its
+    statistics over that share, unless `train.synchronize_batch_norm`.
     """
     import tensorflow as tf
 
@@ -98,47 +85,38 @@ def strategy(devices=None):
     return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
 
 
-def import_tfds():
+def import_tfds() -> ModuleType:
     """Import TensorFlow Datasets, as quietly."""
-    with stderr_held(), _no_garbage():
+    with stderr_held():
         import tensorflow as tf
         import tensorflow_datasets as tfds
         from absl import logging
 
         logging.set_verbosity(logging.ERROR)  # it warns of folders that a build of its own makes beside
-
         tf.config.set_visible_devices([], "GPU")
     return tfds
 
 
 @contextlib.contextmanager
-def _hidden(*modules):
-    """Let imports of these fail. Keras tries them for features nobody uses here: a quarter of its start."""
-    absent = [module for module in modules if module not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))
-    try:
-        yield
-    finally:
-        for module in absent:
-            del sys.modules[module]
+def _no_keras_json() -> Iterator[None]:
+    """Let Keras find no keras.json: one with another backend or a typo would end the import."""
+    before = os.environ.get("KERAS_HOME")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["KERAS_HOME"] = empty
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["KERAS_HOME"]
+            else:
+                os.environ["KERAS_HOME"] = before
 
 
 @contextlib.contextmanager
-def _no_garbage():
-    """Take all that is made meanwhile as here to stay: looking for garbage in it is a fifth of TensorFlow's start."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+def stderr_held() -> Iterator[None]:
+    """Hold back what C++ writes to stderr while TensorFlow loads: a dozen lines that concern nobody.
 
-
-@contextlib.contextmanager
-def stderr_held():
-    """Keep back what C++ writes to stderr, as while TensorFlow loads: a dozen lines that concern nobody.
-
-    No log level silences them, they are written before logging is set up. They are shown if an error follows.
+    No log level silences them; they are written before logging is set up. They are shown if an error follows.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:

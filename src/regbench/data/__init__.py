@@ -1,0 +1,6 @@
+"""Where images come from, and how they lie on disk: `prepare` writes them, `arrays` reads them."""
+
+SPLITS = ("train", "validation", "test")
+
+EVALUATION_BATCH = 256
+"""How many images are evaluated in a step."""

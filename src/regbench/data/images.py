@@ -1,0 +1,86 @@
+"""Image files of several formats as arrays; every damaged one is named."""
+
+import contextlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from regbench.data.source import LINES, NEW_LINE, counted, listed
+from regbench.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Whatever a file's name says, nothing else is tried: Pillow knows some 40 more, and starts Ghostscript for one."""
+
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow raises on a damaged file, depending on its format and on where the damage is."""
+
+
+class DamagedImageError(UserError):
+    """An image file can't be read."""
+
+
+def read(file: Path, channels: int) -> np.ndarray:
+    """Read an image file as uint8 [H, W, channels], turned as EXIF says."""
+    with opened(file) as image:
+        return pixels(ImageOps.exif_transpose(image), channels)
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image file; whatever is wrong with it, also while it is read, is raised with its name."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata, and from 90 million pixels on; twice as many it refuses.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise DamagedImageError(f"{file} can't be read as an image: it is none of {known}") from None
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        raise DamagedImageError(f"{file} can't be read as an image ({error})") from None
+
+
+@contextlib.contextmanager
+def all_damage_told(files: Sequence[Path]) -> Iterator[None]:
+    """Where one image is damaged, read all, so that one message names all that are."""
+    try:
+        yield
+    except DamagedImageError as error:
+        problems = list(_damage(files)) or [str(error)]
+        raise UserError(
+            f"data.dataset: {counted(len(problems), 'damaged image')}; mend or move away:\n  "
+            + listed(problems, LINES, NEW_LINE)
+        ) from None
+
+
+def _damage(files: Sequence[Path]) -> Iterator[str]:
+    for file in files:
+        try:
+            read(file, channels=1)
+        except DamagedImageError as error:
+            yield str(error)
+
+
+def channels_of(image: Image.Image) -> int:
+    """1 for grey images, else 3."""
+    return 1 if image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F")) else 3
+
+
+def pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Convert an image to uint8 [H, W, channels]: alpha is laid on white, 16 bits become 8."""
+    if image.mode.startswith(("I", "F")):
+        deep = np.asarray(image)
+        if deep.dtype.kind == "f" or deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError(f"its values are {deep.dtype}; 8 and 16 bits are read")
+        image = Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return values[..., None] if channels == 1 else values

@@ -1,0 +1,312 @@
+"""Exact, faster versions of the layers that networks are made of.
+
+Each is a subclass of the Keras layer it stands for, with the same arguments, weights and initial values and the same
+mathematics, so models, penalties and checkpoints need not know the difference. Only the TensorFlow operations differ;
+`benchmarks/` has the gain. What a layer does not compute itself it hands to Keras's own code, or refuses when it is
+made. All are for data_format "channels_last", whatever the user's keras.json says.
+"""
+
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class PointwiseConv2D(keras.layers.Conv2D):
+    """1×1 convolution, computed as a matrix product on the channel axis.
+
+    Equals `keras.layers.Conv2D(filters, 1)`. On a CPU, TensorFlow's matrix product is faster than its general
+    convolution, most of all in the two gradients.
+
+    Args:
+        filters: number of output channels.
+        **kwargs: as for `keras.layers.Conv2D`, without `kernel_size`, `strides`, `groups` and dilation.
+
+    Shapes:
+        float [N, H, W, C] → float [N, H, W, filters]; the kernel is [1, 1, C, filters].
+    """
+
+    FIXED: ClassVar[dict] = {
+        "kernel_size": 1,
+        "strides": 1,
+        "dilation_rate": 1,
+        "groups": 1,
+        "data_format": "channels_last",
+    }
+
+    def __init__(self, filters: int, **kwargs: Any):
+        super().__init__(filters, **_with_fixed(self, kwargs))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        outputs = self.product(inputs)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def product(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The convolution, with the bias and without the activation."""
+        channels = inputs.shape[-1]
+        kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
+        outputs = tf.matmul(tf.reshape(inputs, [-1, channels]), kernel)
+        if self.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
+        return _as_map(outputs, inputs, self.filters)
+
+    def get_config(self) -> dict:
+        return _without(super().get_config(), *self.FIXED)
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization over the last axis of [N, H, W, C], by TensorFlow's fused operation.
+
+    Equals `keras.layers.BatchNormalization()`, moving averages included. Keras composes it of some ten elementwise
+    operations; the fused one reads the batch twice forward and twice backward, and updates the averages as well. Its
+    variance is the unbiased one, n / (n - 1) times what Keras averages, so the moving variance is scaled before and
+    after. In inference a product and a sum are faster.
+
+    Keras's own code is used for a mask, `renorm`, `synchronized`, another axis, `center` or `scale` switched off,
+    inputs that are not maps, and double precision.
+
+    Args:
+        **kwargs: as for `keras.layers.BatchNormalization`.
+    """
+
+    averages = True
+    """Whether a call in training updates the moving averages; false where nobody is going to read them."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
+        if mask is not None or not self._can_be_fused(inputs):
+            return super().call(inputs, training=training, mask=mask)
+        training = bool(training) and self.trainable
+        if not training and inputs.dtype == tf.float32:
+            # On a CPU the fused operation takes twice as long, and with 24 channels seven times.
+            scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            return inputs * scale + (self.beta - self.moving_mean * scale)
+        fused = tf.raw_ops.FusedBatchNormV3
+        if training and not self.averages:
+            none = tf.zeros([0])
+            return fused(x=inputs, scale=self.gamma, offset=self.beta, mean=none, variance=none, epsilon=self.epsilon).y
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+        unbiased = count / tf.maximum(count - 1.0, 1.0) if training else 1.0
+        outputs, mean, variance, *_ = fused(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=self.moving_mean,
+            variance=self.moving_variance * unbiased,
+            epsilon=self.epsilon,
+            exponential_avg_factor=1.0 - self.momentum,
+            is_training=training,
+        )
+        if training:
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance / unbiased)
+        return outputs
+
+    def _can_be_fused(self, inputs: tf.Tensor) -> bool:
+        usual = self.center and self.scale and not self.renorm and not self.synchronized
+        single = inputs.dtype == self.compute_dtype and self.variable_dtype == "float32"
+        return usual and single and inputs.shape.rank == 4 and self.axis in (-1, 3)
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """3×3 depthwise convolution that is fast on small maps.
+
+    Equals `keras.layers.DepthwiseConv2D(3)`. On a CPU, TensorFlow's gradients for "same" padding are slow on maps of up
+    to 4 pixels; at images of 32 pixels, ten of the network's seventeen maps are 2×2 or 1×1. The kernel's gradient is
+    three times as fast with the same padding given in numbers, and a map of 1×1 meets the kernel's centre only.
+
+    Args:
+        **kwargs: as for `keras.layers.DepthwiseConv2D`, without `kernel_size`, depth multiplier and dilation.
+
+    Shapes:
+        float [N, H, W, C] → float [N, H', W', C]; the kernel is [3, 3, C, 1].
+    """
+
+    FIXED: ClassVar[dict] = {
+        "kernel_size": 3,
+        "depth_multiplier": 1,
+        "dilation_rate": 1,
+        "data_format": "channels_last",
+    }
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**_with_fixed(self, kwargs))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        height, width = inputs.shape[1:3]
+        small = height is not None and width is not None and height * width <= 4
+        if not small or self.padding != "same" or self.strides not in ((1, 1), (2, 2)):
+            return super().call(inputs)
+        stride = self.strides[0]
+        kernel = tf.convert_to_tensor(self.kernel)
+        outputs = inputs * kernel[1, 1, :, 0] if height == width == 1 else _depthwise(inputs, kernel, stride)
+        if self.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def get_config(self) -> dict:
+        return _without(super().get_config(), *self.FIXED)
+
+
+def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """3×3 depthwise convolution with "same" padding, which the kernel's gradient is given in numbers.
+
+    The forward operation is not: with oneDNN, TensorFlow fuses it with the bias that follows, forgets the numbers and
+    ends the process.
+    """
+    strides = [1, stride, stride, 1]
+    paddings = [0, 0]
+    for side in inputs.shape[1:3]:
+        total = max((-(-side // stride) - 1) * stride + 3 - side, 0)
+        paddings += [total // 2, total - total // 2]
+    paddings += [0, 0]
+
+    @tf.custom_gradient
+    def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> Any:
+        def gradients(upstream: tf.Tensor) -> tuple:
+            of_inputs = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(inputs), filter=kernel, out_backprop=upstream, strides=strides, padding="SAME"
+            )
+            of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=inputs,
+                filter_sizes=kernel.shape,
+                out_backprop=upstream,
+                strides=strides,
+                padding="EXPLICIT",
+                explicit_paddings=paddings,
+            )
+            return of_inputs, of_kernel
+
+        return tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME"), gradients
+
+    return convolve(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable(package="regbench")
+class ExpandConv2D(PointwiseConv2D):
+    """The expansion of a bottleneck in one layer: 1×1 convolution, batch normalization, ReLU6.
+
+    Equals `keras.layers.Conv2D(filters, 1, use_bias=False)`, `BatchNormalization()` and `ReLU(6)` one after the other.
+    An expansion has few inputs X [n, C] and many outputs Y = X·W [n, F], and batch normalization is linear in Y but for
+    its statistics, which follow from those of X:
+
+        mean(Y) = mean(X)·W        var(Y) = diag(Wᵀ·cov(X)·W)
+
+    So Y is never read to be normalized: gamma / √(var + epsilon) scales W before the product. Backward it is the same:
+    with P = Xᵀ·dZ, Σ dZ·Y = diag(Wᵀ·P), and both gradients follow from P, cov(X) and W. Besides products of matrices,
+    the large maps are passed over once forward, by ReLU6, and twice backward. X is centred first, so a mean far from 0
+    costs no digits. Where a filter's inputs nearly cancel each other out, so that Y is a thousandth of X, var(Y) has
+    fewer right digits than Keras's.
+
+    That pays while a map has many more pixels than channels; else the three steps are done one by one.
+
+    Args:
+        filters: number of output channels.
+        momentum: of the moving averages.
+        epsilon: added to the variance.
+        synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
+        **kwargs: as for `PointwiseConv2D`, without bias and activation.
+
+    Shapes:
+        float [N, H, W, C] → float [N, H, W, filters], from 0 to 6.
+    """
+
+    FIXED: ClassVar[dict] = PointwiseConv2D.FIXED | {"use_bias": False, "activation": None}
+
+    def __init__(
+        self, filters: int, momentum: float = 0.99, epsilon: float = 1e-3, synchronized: bool = False, **kwargs: Any
+    ):
+        super().__init__(filters, **kwargs)
+        self.normalization = BatchNormalization(
+            momentum=momentum,
+            epsilon=epsilon,
+            synchronized=synchronized,
+            dtype=self.dtype_policy,
+            name=f"{self.name}_bn",
+        )
+
+    def build(self, input_shape: tuple) -> None:
+        super().build(input_shape)
+        self.normalization.build((*input_shape[:-1], self.filters))
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        norm = self.normalization
+        height, width, channels = inputs.shape[1:]
+        # The extra products cost in proportion to channels², what they save in proportion to pixels.
+        pays = height is not None and width is not None and 4 * height * width > channels
+        if not pays or norm.synchronized or self.compute_dtype not in ("float32", "float64"):
+            return tf.nn.relu6(norm(self.product(inputs), training=training))
+        matrix = tf.reshape(inputs, [-1, channels])
+        kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
+        gamma, beta = tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
+        if training and norm.trainable:
+            outputs, mean, variance = _expand(matrix, kernel, gamma, beta, tf.constant(norm.epsilon, matrix.dtype))
+            if norm.averages:
+                for moving, batch in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+                    moving.assign(moving * norm.momentum + batch * (1.0 - norm.momentum))
+        else:
+            scale = gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+            outputs = tf.nn.bias_add(tf.matmul(matrix, kernel * scale), beta - norm.moving_mean * scale)
+            outputs = tf.nn.relu6(outputs)
+        return _as_map(outputs, inputs, self.filters)
+
+    def get_config(self) -> dict:
+        config = _without(super().get_config(), "bias_initializer", "bias_regularizer", "bias_constraint")
+        return config | {key: getattr(self.normalization, key) for key in ("momentum", "epsilon", "synchronized")}
+
+
+@tf.custom_gradient
+def _expand(x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tensor) -> Any:
+    """ReLU6 of the batch-normalized x·kernel, [n, C]·[C, F] → [n, F]; mean [F] and variance [F] of the product."""
+    count = tf.cast(tf.shape(x)[0], x.dtype)
+    mean = tf.reduce_mean(x, axis=0)
+    centred = x - mean
+    # cov(X)·W, [C, F]
+    moments = tf.matmul(tf.matmul(centred, centred, transpose_a=True) / count, kernel)
+    # Rounding could make it negative where channels cancel each other out.
+    variance = tf.maximum(tf.reduce_sum(kernel * moments, axis=0), 0)
+    inverse = tf.math.rsqrt(variance + epsilon)
+    scaled = kernel * (gamma * inverse)
+    outputs = tf.nn.relu6(tf.nn.bias_add(tf.matmul(centred, scaled), beta))
+
+    def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple:
+        """Of x, kernel, gamma and beta; the statistics only feed moving averages, which have none."""
+        upstream = tf.raw_ops.Relu6Grad(gradients=upstream, features=outputs)
+        product = tf.matmul(centred, upstream, transpose_a=True)
+        d_beta = tf.raw_ops.BiasAddGrad(out_backprop=upstream)
+        d_gamma = tf.reduce_sum(kernel * product, axis=0) * inverse
+        scale = gamma * inverse
+        d_kernel = scale * (product - moments * (inverse * d_gamma))
+        d_x = (
+            tf.matmul(upstream, scaled, transpose_b=True)
+            - tf.matmul(centred, tf.matmul(kernel * (scale * inverse * d_gamma / count), kernel, transpose_b=True))
+            - tf.linalg.matvec(kernel, scale * d_beta / count)
+        )
+        return d_x, d_kernel, d_gamma, d_beta, None
+
+    return (outputs, tf.linalg.matvec(kernel, mean, transpose_a=True), variance), gradient
+
+
+def _as_map(matrix: tf.Tensor, like: tf.Tensor, channels: int) -> tf.Tensor:
+    """[N·H·W, channels] → [N, H, W, channels], with N, H and W of `like`."""
+    height, width = like.shape[1:3]
+    if height is None or width is None:
+        height, width = tf.unstack(tf.shape(like)[1:3])
+    return tf.reshape(matrix, [-1, height, width, channels])
+
+
+def _with_fixed(layer: keras.layers.Layer, given: dict) -> dict:
+    """The arguments given to a layer and those in its `FIXED`; a ValueError where they contradict each other."""
+    for key, value in layer.FIXED.items():
+        if given.get(key) not in (None, value, (value, value), [value, value]):
+            raise ValueError(
+                f"regbench's {type(layer).__name__} is for {key}={value!r} only, not {given[key]!r}; "
+                "use the layers of keras.layers there"
+            )
+    return given | layer.FIXED
+
+
+def _without(config: dict, *keys: str) -> dict:
+    return {key: value for key, value in config.items() if key not in keys}

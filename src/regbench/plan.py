@@ -1,0 +1,262 @@
+"""settings + code → plans/: all that each stage is a function of, besides images and models.
+
+A stage of DVC depends on its plan and on the outputs of earlier stages, on nothing else. `dvc repro` writes the plans
+after every edit, which takes a second. Where a plan comes out the same, nothing behind it runs.
+
+    plans/prepare.json          which images; the code that reads and writes them
+    plans/l2-0/train.json       one run: settings, regularizer, the code it uses, versions of TensorFlow and Keras
+    plans/l2-0/evaluate.json    what is measured of it, and the code that does it
+    plans/report.json           which runs are compared, and the code that does it
+
+A plan is also the record of a run for people: one reads there what `l2-0` was. `train` takes its settings from its plan
+and never reads params.yaml, so it can't use a setting that the plan does not hold.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from regbench import catalogue, files
+from regbench.errors import UserError
+from regbench.params import Data, Evaluate, Model, Params, Regularizer, Report, Run, Term, Train
+
+FOLDER = Path("plans")
+PACKAGE = Path(__file__).parent
+STAGES = PACKAGE.parents[1] / "stages"
+
+WITHOUT_RESULT = (
+    "regbench",
+    "regbench.errors",
+    "regbench.cores",
+    "regbench.catalogue",
+    "regbench.params",
+    "regbench.plan",
+)
+"""Modules that stages import and no result depends on: messages, threads, and what makes the plans themselves."""
+
+OUTPUTS = (FOLDER, Path("prepared"), Path("runs"), Path("plots"), Path("metrics"))
+"""Folders that the pipeline writes; DVC empties them before a stage runs."""
+
+
+def write(settings: Params, folder: Path = FOLDER) -> list[Path]:
+    """Write every plan that `settings` ask for, and remove those they no longer ask for.
+
+    Raises:
+        UserError: `data.dataset` is a folder that a stage would overwrite.
+    """
+    refuse_outputs(settings.data.dataset)
+    plans = compute(settings)
+    for name, plan in plans.items():
+        files.write_json(folder / name, plan)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_file() and path.relative_to(folder).as_posix() not in plans:
+            if path.name not in ("train.json", "evaluate.json"):
+                raise UserError(f"{path} is not a plan; move it out of {folder}/, which the pipeline writes")
+            path.unlink()
+    return [folder / name for name in plans]
+
+
+def refuse_outputs(dataset: str) -> None:
+    """Raise a `UserError` where a dataset lies in a folder that the pipeline writes, or is the project itself."""
+    path = Path(dataset).expanduser()
+    if not path.is_dir():
+        return
+    for output in OUTPUTS:
+        if path.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                f"data.dataset: {dataset} and the pipeline's own {output}/ lie in each other; DVC would delete the "
+                "images. Move them to a folder of their own, such as ./images"
+            )
+
+
+def compute(settings: Params) -> dict[str, dict]:
+    """{file name below plans/: content} for params."""
+    plans = {
+        "prepare.json": {"data": settings.data.model_dump(mode="json"), "code": fingerprints("stages/prepare.py")},
+        "report.json": _report(settings),
+    }
+    # One by one would parse the same files for each run.
+    shared = {stage: fingerprints(f"stages/{stage}.py") for stage in ("train", "evaluate")}
+    for run in settings.runs:
+        line = settings.reg[run.name]
+        plans[f"{run.key}/train.json"] = _train(settings, run, line, shared["train"])
+        plans[f"{run.key}/evaluate.json"] = _evaluate(settings, run, line, shared["evaluate"])
+    return plans
+
+
+def _train(settings: Params, run: Run, line: Regularizer, code: dict[str, str]) -> dict:
+    network = catalogue.networks()[settings.model.network].path
+    return {
+        "run": run.key,
+        "name": run.name,
+        "seed": run.seed,
+        "regularizer": _terms(line),
+        "image_size": settings.data.image_size,
+        "model": settings.model.model_dump(mode="json"),
+        "train": settings.train.model_dump(mode="json"),
+        "code": code | fingerprints(network, *_kinds(line)),
+        "versions": _versions("keras", "numpy", "tensorflow"),
+    }
+
+
+def _evaluate(settings: Params, run: Run, line: Regularizer, code: dict[str, str]) -> dict:
+    return {
+        "run": run.key,
+        "name": run.name,
+        "seed": run.seed,
+        "regularizer": _terms(line),
+        "learning_rate": settings.train.learning_rate,
+        "batch_norm": settings.model.batch_norm,
+        "evaluate": settings.evaluate.model_dump(mode="json"),
+        "code": code | fingerprints(*_kinds(line)),
+        "versions": _versions("keras", "tensorflow"),
+    }
+
+
+def _report(settings: Params) -> dict:
+    return {
+        "dataset": settings.data.dataset,
+        "image_size": settings.data.image_size,
+        "epochs": settings.train.epochs,
+        "reg": {name: _terms(line) for name, line in settings.reg.items()},
+        "seeds": list(settings.seeds),
+        "report": settings.report.model_dump(mode="json"),
+        "code": fingerprints("stages/report.py"),
+    }
+
+
+def _terms(line: Regularizer) -> list[dict]:
+    return [{"kind": term.kind, "strength": term.strength, "scope": term.scope} for term in line.terms]
+
+
+def _versions(*packages: str) -> dict[str, str | None]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a build under another name, such as tf-nightly
+            found[package] = None
+    return found
+
+
+def _kinds(line: Regularizer) -> list[Path]:
+    return [catalogue.kinds()[term.kind].path for term in line.terms]
+
+
+# What a stage reads back
+
+SECTIONS = {"data": Data, "model": Model, "train": Train, "evaluate": Evaluate, "report": Report}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A plan with its settings as the frozen objects of `params`.
+
+    Raises:
+        UserError: there is no such plan, or it is damaged.
+    """
+    try:
+        return parse(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can't be read ({error}); run `dvc repro plan`") from None
+
+
+def parse(content: dict[str, Any]) -> dict[str, Any]:
+    """What `read` does, of a plan's content as `compute` gives it."""
+    plan = dict(content)
+    for key, section in SECTIONS.items():
+        if key in plan:
+            plan[key] = section.model_validate(plan[key])
+    if "regularizer" in plan:
+        plan["regularizer"] = Regularizer(plan["name"], _read_terms(plan["regularizer"]))
+    if "reg" in plan:
+        plan["reg"] = {name: Regularizer(name, _read_terms(terms)) for name, terms in plan["reg"].items()}
+    return plan
+
+
+def _read_terms(terms: list[dict]) -> tuple[Term, ...]:
+    return tuple(Term(**term) for term in terms)
+
+
+# Fingerprints of code
+
+
+def fingerprints(*sources: str | Path) -> dict[str, str]:
+    """{path: hash} of the project's Python files that these files import, directly or not, and of themselves.
+
+    Kinds of regularizer and networks are found by name when a run starts, so they are not among the imports of a stage:
+    a plan adds those that its run uses.
+
+    Args:
+        sources: paths; relative ones start at the project's root.
+    """
+    pending, covered = [STAGES.parent / source for source in sources], {}
+    while pending:
+        path = pending.pop()
+        name = path.relative_to(STAGES.parent).as_posix()
+        if name not in covered:
+            tree = catalogue.syntax(path)
+            covered[name] = fingerprint(tree)
+            pending += imported(tree)
+    return dict(sorted(covered.items()))
+
+
+def imported(tree: ast.AST) -> Iterator[Path]:
+    """The files of regbench that a syntax tree imports, and their packages, but for those `WITHOUT_RESULT`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            # `from regbench.data import arrays` imports a module, `from regbench.data.arrays import load` a name.
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            package, *parts = name.split(".")
+            if package != "regbench":
+                continue
+            for depth in range(len(parts) + 1):
+                module = ".".join(("regbench", *parts[:depth]))
+                path = PACKAGE.joinpath(*parts[:depth])
+                found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                if found.is_file() and module not in WITHOUT_RESULT:
+                    yield found
+
+
+def fingerprint(tree: ast.AST) -> str:
+    """A hash of what a Python file does: of its syntax tree without docstrings, messages and layout.
+
+    Messages are the arguments of `print` and of the exception in `raise`. They change no result.
+    """
+    return hashlib.sha256(_canonical(tree).encode()).hexdigest()[:16]
+
+
+def _canonical(node: Any) -> str:
+    # Not `ast.dump`: what it writes of empty fields differs between versions of Python.
+    if isinstance(node, list):
+        return f"[{','.join(_canonical(item) for item in node)}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        return f"Raise({_canonical(node.exc.func)})"
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "print":
+        return "print"
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    fields.pop("kind", None)  # u"" or ""
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty pieces of text
+        fields["values"] = [piece for piece in node.values if getattr(piece, "value", None) != ""]
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        fields["body"] = list(_without_docstrings(node.body))
+    return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields.items())})"
+
+
+def _without_docstrings(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that are more than a string; attributes have docstrings too, behind them."""
+    for statement in body:
+        if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+            yield statement

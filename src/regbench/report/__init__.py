@@ -1,0 +1,1 @@
+"""Many runs → statistics, a summary, verdicts, figures and report.md."""

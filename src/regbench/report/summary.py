@@ -1,0 +1,159 @@
+"""Runs → a row of numbers a regularizer; of it what `dvc metrics diff` compares, and the curves for `dvc plots`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+from regbench import files
+from regbench.report import results, statistics, tracked
+from regbench.report.results import Diverged, Images, Row
+from regbench.report.runs import HISTORY_COLUMNS, Run, by_name, whole
+from regbench.report.statistics import Estimate
+
+SUMMARY = Path("metrics/summary.json")
+CURVES = Path("plots/curves.csv")
+CURVE_COLUMNS = ("regularizer", "seed", *HISTORY_COLUMNS)
+
+
+# One regularizer
+
+
+def accuracy(group: Sequence[Run], split: str = "test") -> Estimate:
+    """Accuracy on a split: mean over seeds, or of one seed with the interval of a proportion."""
+    scores = [getattr(run.evaluation, split) for run in group]
+    if len(scores) > 1:
+        return statistics.mean_over_seeds([score.correct for score in scores], scores[0].images)
+    return statistics.proportion(scores[0].correct, scores[0].images)
+
+
+def gap(group: Sequence[Run]) -> Estimate:
+    """Training minus test accuracy: mean over seeds, or of one seed by its two proportions."""
+    if len(group) == 1:
+        return statistics.difference(accuracy(group, "train"), accuracy(group))
+    train, test = ([getattr(run.evaluation, split) for run in group] for split in ("train", "test"))
+    return statistics.gap_over_seeds(
+        [score.correct for score in train], train[0].images, [score.correct for score in test], test[0].images
+    )
+
+
+def against(baseline: Sequence[Run], group: Sequence[Run]) -> Estimate:
+    """Test accuracy minus the baseline's: paired by seed, or by image where there is one seed."""
+    if len(group) == 1:
+        return statistics.paired_proportions(baseline[0].right, group[0].right)
+    first, second = ([run.evaluation.test.correct for run in runs] for runs in (baseline, group))
+    return statistics.difference_over_seeds(first, second, group[0].evaluation.test.images)
+
+
+# All of them
+
+
+def baseline_of(plan: dict, runs: Sequence[Run]) -> str | None:
+    """`report.baseline`, or None where it diverged."""
+    baseline = plan["report"].baseline
+    return baseline if any(run.name == baseline for run in whole(runs)) else None
+
+
+def differences(plan: dict, runs: Sequence[Run]) -> dict[str, tuple[Estimate, float]]:
+    """{regularizer: (its difference to the baseline, p after Holm's correction)}, the baseline itself left out."""
+    groups, baseline = by_name(whole(runs)), baseline_of(plan, runs)
+    if baseline is None:
+        return {}
+    found = {name: against(groups[baseline], group) for name, group in groups.items() if name != baseline}
+    corrected = statistics.holm([estimate.p for estimate in found.values()])
+    return {name: (estimate, p) for (name, estimate), p in zip(found.items(), corrected, strict=True)}
+
+
+def rows(plan: dict, runs: Sequence[Run]) -> dict[str, Row | Diverged]:
+    """{regularizer: its numbers}, in the order of params."""
+    kept, compared = by_name(whole(runs)), differences(plan, runs)
+    validation = {name: fmean(run.evaluation.validation.accuracy for run in group) for name, group in kept.items()}
+    pick = max(validation, key=validation.get, default=None)
+    found = {}
+    for name, group in by_name(runs).items():
+        if name not in kept:
+            found[name] = Diverged(diverged=tuple((run.seed, _last_epoch(run)) for run in group if run.diverged))
+            continue
+        evaluations = [run.evaluation for run in group]
+        correct, images = tuple(it.test.correct for it in evaluations), evaluations[0].test.images
+        estimate, p = compared.get(name, (None, None))
+        found[name] = Row(
+            correct=correct,
+            test=accuracy(group),
+            test_sd=statistics.standard_deviation(correct, images) if len(group) > 1 else None,
+            difference=estimate,
+            p_corrected=p,
+            verdict=results.verdict(estimate.value, p) if estimate else None,
+            validation=validation[name],
+            validation_pick=name == pick,
+            gap=gap(group),
+            cross_entropy=fmean(it.test.cross_entropy for it in evaluations),
+            calibration_error=fmean(it.test.calibration_error for it in evaluations),
+            reg_loss=fmean(it.reg_loss for it in evaluations),
+            near_zero=fmean(it.near_zero for it in evaluations),
+            exact_zeros=fmean(it.exact_zeros for it in evaluations),
+        )
+    return found
+
+
+def _last_epoch(run: Run) -> int:
+    return int(run.history[-1]["epoch"]) if run.history else 0
+
+
+def images(runs: Sequence[Run]) -> Images | None:
+    """What was measured on, or None where every run diverged."""
+    for run in whole(runs):
+        evaluation = run.evaluation
+        share = {split: evaluation.majority[split] for split in ("validation", "test")}
+        return Images(test=evaluation.test.images, classes=len(evaluation.test_accuracy_by_class), largest_class=share)
+    return None
+
+
+def summarize(found: dict[str, Row | Diverged]) -> dict[str, dict[str, float]]:
+    """{regularizer: {metric: number}}, rounded to 6 digits: what `dvc metrics diff` shows.
+
+    DVC sorts metrics by name, so the names begin with what is read first. Nothing here but `difference` depends on
+    another regularizer: where one strength changes, only its own metrics do, at most six. The rest is in report.json.
+    """
+    summary = {}
+    for name, row in found.items():
+        if isinstance(row, Diverged):
+            summary[name] = {"diverged": len(row.diverged)}
+            continue
+        metrics = {"accuracy_test": row.test.value, "accuracy_validation": row.validation}
+        if row.difference:
+            metrics["difference"] = row.difference.value
+        metrics |= {"gap": row.gap.value, "near_zero": row.near_zero, "reg_loss": row.reg_loss}
+        summary[name] = {metric: round(value, 6) for metric, value in metrics.items()}
+    return summary
+
+
+def parse(data: bytes, where: str | Path = SUMMARY) -> dict[str, dict[str, float]]:
+    """A summary from its bytes; `where` is what to call it in messages.
+
+    Raises:
+        UserError: it is in conflict or damaged.
+    """
+    try:
+        return _SUMMARY.validate_json(tracked.text(data, where))
+    except ValidationError as error:
+        raise tracked.damaged(where, error.errors()[0]["msg"]) from None
+
+
+_SUMMARY = TypeAdapter(dict[str, dict[str, FiniteFloat]])
+
+
+def curves(runs: Sequence[Run]) -> list[dict]:
+    """A row for each run and epoch: {column of `CURVE_COLUMNS`: value}. What diverged is left out: it has no scale."""
+    return [
+        {"regularizer": run.name, "seed": run.seed} | row | {"epoch": int(row["epoch"])}
+        for run in whole(runs)
+        for row in run.history
+    ]
+
+
+def write(found: dict[str, Row | Diverged], runs: Sequence[Run]) -> None:
+    """Write metrics/summary.json and plots/curves.csv."""
+    files.write_json(SUMMARY, summarize(found))
+    files.write_csv(CURVES, CURVE_COLUMNS, (row.values() for row in curves(runs)))

@@ -1,0 +1,47 @@
+"""One reader for the results that Git tracks: report.json, metrics/summary.json, dvc.lock.
+
+Merges leave conflict markers in them, hands and disks damage them. All of that is said in words, with the way out.
+"""
+
+import re
+from pathlib import Path
+
+from regbench.errors import UserError
+
+WAY_OUT = "resolve params.yaml, run `make repro`, and commit"
+CONFLICT = re.compile(r"^(<{7}|={7}|>{7}|\|{7})( .*)?$", re.MULTILINE)
+
+
+def read(path: str | Path) -> bytes:
+    """A file's bytes."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}; run `make repro`") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from None
+
+
+def text(data: bytes, where: str | Path) -> str:
+    """The text of a tracked file.
+
+    Args:
+        data: its bytes, in the workspace or in a commit.
+        where: what to call it in messages.
+
+    Raises:
+        UserError: it has conflict markers or is no text.
+    """
+    try:
+        decoded = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(where, error) from None
+    if conflict := CONFLICT.search(decoded):
+        line = decoded[: conflict.start()].count("\n") + 1
+        raise UserError(f"{where} has a merge conflict in line {line}: {WAY_OUT}")
+    return decoded
+
+
+def damaged(where: str | Path, reason: object) -> UserError:
+    """The error of a file that can't be what the pipeline wrote."""
+    return UserError(f"{where} is damaged ({' '.join(str(reason).split())[:200]}): {WAY_OUT}")

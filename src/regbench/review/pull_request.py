@@ -1,0 +1,353 @@
+"""Two commits → what changed between them, as Markdown, from Git alone."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regbench.errors import UserError
+from regbench.report import results, statistics, summary, tracked
+from regbench.report.results import Diverged, Report, Row
+from regbench.report.statistics import SIGNIFICANT, Estimate
+from regbench.report.table import diverged, percent
+from regbench.report.verdicts import change, interval
+from regbench.review import check, git, lockfile, parameters
+
+TEST_IMAGES = "prepared/test"
+METRICS = {
+    "validation accuracy": lambda row: row.validation,
+    "generalization gap": lambda row: row.gap.value,
+    "test cross-entropy": lambda row: row.cross_entropy,
+    "test calibration error": lambda row: row.calibration_error,
+    "reg loss": lambda row: row.reg_loss,
+    "near zero": lambda row: row.near_zero,
+    "exactly zero": lambda row: row.exact_zeros,
+}
+"""What is compared besides test accuracy."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """The results of a commit or of the workspace.
+
+    Attributes:
+        params: {key: value} of params.yaml, or None where it can't be read.
+        report: report.json, or None where it can't be used.
+        accuracies: {regularizer: test accuracy, None if it diverged} of metrics/summary.json, where there is no report.
+        test_images: MD5 of the test images, or None where dvc.lock does not say.
+        problems: what could not be read, in words.
+    """
+
+    params: dict[str, Any] | None
+    report: Report | None
+    accuracies: dict[str, float | None]
+    test_images: str | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The regularizers, in order."""
+        return [*(self.report.rows if self.report else self.accuracies)]
+
+    @property
+    def pick(self) -> str | None:
+        """The regularizer that validation picks."""
+        return self.report.pick if self.report else None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one regularizer.
+
+    Attributes:
+        name: the key under `reg`.
+        cells: its test accuracy before and now, as text.
+        word: better, worse, can't tell, the same, new, gone, or why nothing is compared.
+        estimate: how much test accuracy changed; of a new regularizer, its difference to the baseline.
+    """
+
+    name: str
+    cells: tuple[str, str]
+    word: str
+    estimate: Estimate | None = None
+
+
+def report(base: str, images: str = "") -> str:
+    """Markdown: what changed from where this branch left `base` to the workspace.
+
+    Args:
+        base: a Git revision.
+        images: what to put before the figures' paths, such as the address of the repository's raw files.
+
+    Raises:
+        UserError: there is no such commit, or the results of the workspace can't be read.
+    """
+    git.require_commit()
+    if git.commit(base) is None:
+        raise UserError(f"there is no commit {base} here; run `git fetch origin` (in CI: fetch the whole history)")
+    common = git.merge_base(base, "HEAD")
+    stale = check.check()
+    before, now = committed(common), workspace()
+    changed = None if before.params is None else parameters.changes(before.params, now.params)
+    regularizers = compare(before, now, changed)
+    lines = [
+        f"## regbench: changes since {base} ({common[:7]})",
+        "",
+        _verdict(changed, regularizers, before, now, stale),
+    ]
+    if stale:
+        lines += ["", f"> **Not current**: {check.STALE}.", ">", *(f"> - {line}" for line in stale), ">"]
+        lines += [f"> {check.way_out(stale)}"]
+    lines += ["", *(f"{problem}\n" for problem in before.problems)]
+    for title, part in (
+        ("Parameters", _parameters(changed)),
+        ("Runs", _runs(before.report, now.report)),
+        ("Test accuracy", _accuracies(regularizers, before, now)),
+        ("Other metrics", _metrics(before.report, now.report)),
+    ):
+        lines += [f"### {title}", "", *part, ""]
+    figures = [path for path, _ in now.report.figures if _is_other(path, common)]
+    if figures:
+        lines += ["### Figures that changed", "", *(f"![{path}]({images}{path})" for path in figures), ""]
+    return "\n".join(lines)
+
+
+# The two versions
+
+
+def workspace() -> Version:
+    """The results that lie here.
+
+    Raises:
+        UserError: one can't be read.
+    """
+    found = parameters.flat(tracked.read(parameters.PATH))
+    return Version(found, results.read(), {}, _test_images(tracked.read(lockfile.LOCK), lockfile.LOCK))
+
+
+def committed(commit: str) -> Version:
+    """The results of a commit; what can't be read of them is among its `problems`."""
+    problems = []
+
+    def read(path: Path, parse: Any, otherwise: Any) -> Any:
+        data, where = git.blob(commit, path), f"{path} of {commit[:7]}"
+        try:
+            if data is None:
+                raise UserError(f"there is no {where}")
+            return parse(data, where)
+        except UserError as error:
+            problems.append(str(error))
+            return otherwise
+
+    found = read(parameters.PATH, parameters.flat, None)
+    compiled = read(results.PATH, results.parse, None)
+    accuracies = {}
+    if compiled is None:
+        problems[-1] += ". Only accuracies of metrics/summary.json are compared; which runs changed is not known."
+        rows = read(summary.SUMMARY, summary.parse, {})
+        accuracies = {name: row.get("accuracy_test", row.get("test_accuracy")) for name, row in rows.items()}
+    return Version(found, compiled, accuracies, read(lockfile.LOCK, _test_images, None), tuple(problems))
+
+
+def _test_images(data: bytes, where: str | Path) -> str | None:
+    prepare = lockfile.parse(data, where).get("prepare")
+    return prepare.outs.get(TEST_IMAGES) if prepare else None
+
+
+# Regularizer by regularizer
+
+
+def compare(before: Version, now: Version, changed: dict[str, Any] | None) -> list[Change]:
+    """What became of each regularizer, those that are gone last.
+
+    Args:
+        before, now: the two versions; `now` has a report.
+        changed: the params that did, by key; None where that is not known.
+    """
+    if before.test_images and now.test_images:
+        same_images = before.test_images == now.test_images
+    else:
+        same_images = changed is not None and not any(key.startswith("data.") for key in changed)
+    names = dict.fromkeys([*now.names, *before.names])
+    return [_compare(name, before, now, same_images) for name in names]
+
+
+def _compare(name: str, before: Version, now: Version, same_images: bool) -> Change:
+    cells = _cell(before, name), _cell(now, name)
+    new = now.report.rows.get(name)
+    if name not in before.names:
+        return _new(name, cells, new, now.report)
+    if new is None:
+        return Change(name, cells, "gone")
+    if before.report is None:
+        return _by_summary(name, cells, before.accuracies[name], new, same_images)
+    old = before.report.rows[name]
+    if _md5s(before.report, name) == _md5s(now.report, name):
+        return Change(name, cells, "the same")
+    if isinstance(new, Diverged):
+        return Change(name, cells, "diverged, as before" if isinstance(old, Diverged) else "diverged")
+    if isinstance(old, Diverged):
+        return Change(name, cells, "diverged before")
+    if not same_images or before.report.images.test != now.report.images.test:
+        return Change(name, cells, "other data")
+    if before.report.seeds != now.report.seeds:
+        return Change(name, cells, "other seeds")
+    return Change(name, cells, *_better_or_worse(old, new, now.report.images.test))
+
+
+def _new(name: str, cells: tuple[str, str], row: Row | Diverged, report: Report) -> Change:
+    if isinstance(row, Diverged):
+        return Change(name, cells, "new, diverged")
+    if row.difference is None:
+        return Change(name, cells, "new")
+    than = {"better": "better than", "worse": "worse than"}.get(row.verdict, "can't tell from")
+    return Change(name, cells, f"new, {than} {report.baseline}", row.difference)
+
+
+def _by_summary(name: str, cells: tuple[str, str], old: float | None, new: Row | Diverged, same_images: bool) -> Change:
+    if isinstance(new, Diverged):
+        return Change(name, cells, "diverged")
+    if old is None:
+        return Change(name, cells, "diverged before")
+    if not same_images:
+        return Change(name, cells, "other data")
+    return Change(name, cells, "not tested", Estimate(new.test.value - old, new.test.n))
+
+
+def _better_or_worse(old: Row, new: Row, images: int) -> tuple[str, Estimate]:
+    """Whether test accuracy changed: seed by seed, or of one seed as two proportions."""
+    if len(new.correct) > 1:
+        estimate = statistics.difference_over_seeds(old.correct, new.correct, images)
+        real = estimate.p < SIGNIFICANT
+    else:
+        first, second = (statistics.proportion(row.correct[0], images) for row in (new, old))
+        estimate = statistics.difference(first, second)
+        real = estimate.low > 0 or estimate.high < 0
+    return ("can't tell" if not real else "better" if estimate.value > 0 else "worse"), estimate
+
+
+def _cell(version: Version, name: str) -> str:
+    """Test accuracy of a regularizer, with its interval and how many seeds."""
+    if name not in version.names:
+        return "–"
+    if version.report is None:
+        accuracy = version.accuracies[name]
+        return "diverged" if accuracy is None else f"{100 * accuracy:.1f}"
+    row, seeds = version.report.rows[name], len(version.report.seeds)
+    return f"{diverged(row, seeds) if isinstance(row, Diverged) else percent(row.test)}, n = {seeds}"
+
+
+def _md5s(report: Report, name: str | None = None) -> dict[str, str | None]:
+    """{run: MD5 of its evaluation.json}, of one regularizer or all: it holds all numbers of a run."""
+    return {
+        run: files.get("evaluation/evaluation.json")
+        for run, files in report.runs.items()
+        if name in (None, run.rpartition("-")[0])
+    }
+
+
+# Markdown
+
+
+def _verdict(
+    changed: dict[str, Any] | None, regularizers: Sequence[Change], before: Version, now: Version, stale: Sequence[str]
+) -> str:
+    """The whole report in one line."""
+    said = ["The results are not current"] if stale else []
+    moved = [it for it in regularizers if it.word != "the same"]
+    same = [it.name for it in regularizers if it.word == "the same"]
+    if not moved:
+        said.append("No result changed" if changed != {} else "No parameter and no result changed")
+    elif len(moved) > 4:
+        said.append(", ".join(f"{count} {word}" for word, count in Counter(it.word for it in moved).items()))
+    else:
+        said += [_sentence(it, len(now.report.seeds)) for it in moved]
+    if same and moved:
+        said.append(f"{', '.join(same)}: the same")
+    if before.pick and before.pick != now.pick:
+        said.append(f"Validation picks {now.pick or 'none of them'}, before {before.pick}")
+    return f"**{'. '.join(said)}.**"
+
+
+def _sentence(it: Change, seeds: int) -> str:
+    numbers = f" ({change(it.estimate)})" if it.estimate else ""
+    if it.word in ("better", "worse"):
+        return f"{'With this seed ' if seeds == 1 else ''}{it.name} is {it.word} than before{numbers}"
+    return f"{it.name}: {it.word}{numbers}"
+
+
+def _parameters(changed: dict[str, tuple[Any, Any]] | None) -> list[str]:
+    """A row for each changed key."""
+    if changed is None:
+        return ["Not known."]
+    if not changed:
+        return ["None."]
+    rows = (f"| {_escaped(key)} | {_value(old)} | {_value(new)} |" for key, (old, new) in changed.items())
+    return ["| parameter | before | now |", "|---|---|---|", *rows]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"`{_escaped(str(value).lower() if isinstance(value, bool) else str(value)).replace('`', chr(39))}`"
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _runs(before: Report | None, now: Report) -> list[str]:
+    """Which runs are new, changed or gone."""
+    if before is None:
+        return ["Not known."]
+    old, new = _md5s(before), _md5s(now)
+    groups = {
+        "new": [run for run in new if run not in old],
+        "changed": [run for run in new if run in old and new[run] != old[run]],
+        "gone": [run for run in old if run not in new],
+    }
+    said = [f"- {word}: {_escaped(', '.join(runs))}" for word, runs in groups.items() if runs]
+    return said or ["None."]
+
+
+def _accuracies(regularizers: Sequence[Change], before: Version, now: Version) -> list[str]:
+    rows = []
+    for it in regularizers:
+        # Of a new one the estimate is a difference to the baseline, which the word names.
+        by = interval(it.estimate) if it.estimate else ""
+        rows.append(f"| {it.name} | {' | '.join(it.cells)} | {by} | {it.word} |")
+    picked = ""
+    if now.pick:
+        other = f", before {before.pick}" if before.pick else ""
+        picked = f"Validation picks {now.pick}{', as before' if now.pick == before.pick else other}. "
+    if len(now.report.seeds) == 1:
+        words = "the 95 % interval of the change leaves out 0; with one seed it says nothing about other seeds"
+    else:
+        words = "p < 0.05 in a t-test, paired by seed"
+    return [
+        "| regularizer | before, % [95 %] | now, % [95 %] | change, points [95 %] | |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"{picked}n counts seeds. better, worse: {words}; each regularizer by itself.",
+    ]
+
+
+def _metrics(before: Report | None, now: Report) -> list[str]:
+    """A row for each other metric of a regularizer that changed."""
+    if before is None:
+        return ["Not known."]
+    old, new = results.measured(before.rows), results.measured(now.rows)
+    rows = [
+        f"| {name} | {metric} | {value(old[name]):.6g} | {value(new[name]):.6g} |"
+        for name in new
+        for metric, value in METRICS.items()
+        if name in old and value(old[name]) != value(new[name])
+    ]
+    return ["| regularizer | metric | before | now |", "|---|---|---|---|", *rows] if rows else ["None changed."]
+
+
+def _is_other(path: str, commit: str) -> bool:
+    """Whether a file lies here, and not as in a commit."""
+    return Path(path).is_file() and Path(path).read_bytes() != git.blob(commit, path)

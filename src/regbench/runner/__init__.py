@@ -1,0 +1,1 @@
+"""Many runs: side by side on one machine, or on many."""

@@ -1,0 +1,320 @@
+"""Bring everything up to date on many machines: one Ray task for each run that is missing.
+
+DVC's remote store is all that the machines share. Ray places the runs, starts those again whose node or worker was
+lost, and ships this code. DVC's run cache knows what is done.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from regbench import params
+from regbench.errors import UserError
+from regbench.runner import local, store, worker
+from regbench.runner.lock import LOCK
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from rich.table import Table
+
+RETRIES = 10
+"""How often Ray starts a run again that was cut off, on whichever node has room."""
+
+LOGS = Path(".regbench/cluster")
+TAIL = 20
+"""Lines of a failed run's log to show."""
+
+
+class Board:
+    """What is known of the runs that have begun, kept by a Ray actor beside the head."""
+
+    def __init__(self) -> None:
+        self.attempts = Counter()
+        self.states = {}
+
+    def begin(self, run: str, node_id: str, name: str) -> int:
+        """Note where a run begins, and return which attempt that is, from 1."""
+        self.attempts[run] += 1
+        self.states[run] = {"node_id": node_id, "node": name, "words": "starts", "attempt": self.attempts[run]}
+        return self.attempts[run]
+
+    def note(self, run: str, words: str) -> None:
+        """Note how far a run is."""
+        if run in self.states:
+            self.states[run]["words"] = words
+
+    def read(self) -> dict[str, dict]:
+        """{run: its state}."""
+        return self.states
+
+
+@dataclass
+class Progress:
+    """All runs as the user sees them."""
+
+    total: int
+    cached: int
+    running: dict[str, dict] = field(default_factory=dict)
+    done: dict[str, worker.Outcome] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def counts(self) -> str:
+        """How many wait, run, are done and failed, in words."""
+        waiting = self.total - self.cached - len(self.running) - len(self.done) - len(self.failed)
+        return f"{waiting} waiting, {len(self.running)} running, {len(self.done)} done, {len(self.failed)} failed"
+
+
+def repro(address: str) -> None:
+    """Bring all results up to date on the Ray cluster at `address`, then report here.
+
+    Raises:
+        UserError: nothing could begin, or runs failed of themselves.
+    """
+    settings = local.begin()
+    if not local.stale():
+        print("Everything is up to date.")
+        return
+    _, remote = store.facts()
+    if not remote:
+        raise UserError(
+            "the machines of a cluster share nothing but DVC's remote store, and this repository has no default one; "
+            "for example `dvc remote add --default store s3://bucket/regbench` (docs/scale.md)"
+        )
+    ray = _connect(address)
+    local.dvc("repro", "plan")
+    if "prepare" not in local.restore([], remote)[0]:
+        local.dvc("repro", "prepare")
+    _push(["plan", "prepare"])
+    runs = [run.key for run in settings.runs]
+    missing = _restore(runs)
+    progress = Progress(len(runs), len(runs) - len(missing))
+    _say(f'{len(runs)} runs; the cache and the remote store "{remote}" have the results of {progress.cached}')
+    if missing:
+        if trained := [f"train@{run}" for run, stage in missing.items() if stage == "evaluate"]:
+            _push(trained, run_cache=True)
+        _submit(ray, _project(remote), settings.cluster, missing, progress)
+        missing = _restore(runs)
+    _show_failed(progress)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}. The others are here and in the "
+            "remote store. Called again, only the missing ones are tried"
+        )
+    local.dvc("repro")
+
+
+def _show_failed(progress: Progress) -> None:
+    for run, why in progress.failed.items():
+        LOGS.mkdir(parents=True, exist_ok=True)
+        log = LOGS / f"{run}.log"
+        log.write_text(why)
+        print("\n".join([f"\n{run} failed; the end of {log}:", *why.splitlines()[-TAIL:]]))
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)
+
+
+def _restore(runs: list[str]) -> dict[str, str]:
+    """Bring results that the cache or the remote store has here; {run: train or evaluate} of those that are missing."""
+
+    def attempt() -> dict[str, str]:
+        try:
+            return store.restore(local.stages_of(runs), pull=True, pushed=True)
+        except store.StoreError as error:
+            raise worker.CutOffError(str(error)) from None
+
+    return local.missing_of(runs, worker.patiently(attempt, _say))
+
+
+def _push(targets: list[str], run_cache: bool = False) -> None:
+    worker.patiently(lambda: worker.push(targets, run_cache=run_cache), _say)
+
+
+def _git(*arguments: str, **options: Any) -> bytes:
+    done = subprocess.run(("git", *arguments), capture_output=True, **options)
+    if done.returncode:
+        raise UserError(f"git {arguments[0]} failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def _project(remote: str) -> worker.Project:
+    """This working tree as it travels: every file that Git does not ignore, committed or not."""
+    changed = [line[3:] for line in _git("status", "--porcelain").decode().splitlines() if line[3:] != str(LOCK)]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        _say(f"Uncommitted changes are sent along: {', '.join(changed[:5])}{more}")
+    with tempfile.TemporaryDirectory() as folder:
+        # An index of its own leaves the user's alone; fixed dates and names let equal files make an equal commit.
+        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
+        for who in ("GIT_AUTHOR", "GIT_COMMITTER"):
+            environment |= {f"{who}_NAME": "regbench", f"{who}_EMAIL": "", f"{who}_DATE": "2000-01-01T00:00Z"}
+        _git("add", "--all", env=environment)
+        short = _git("hash-object", "-w", "--stdin", input=_short_lock()).decode().strip()
+        _git("update-index", "--add", "--cacheinfo", f"100644,{short},{LOCK}", env=environment)
+        tree = _git("write-tree", env=environment).decode().strip()
+        commit = _git("commit-tree", tree, "-m", "snapshot", env=environment).decode().strip()
+        _git("update-ref", worker.SNAPSHOT, commit)
+        _git("bundle", "create", f"{folder}/bundle", worker.SNAPSHOT)
+        _git("update-ref", "-d", worker.SNAPSHOT)
+        bundle = Path(f"{folder}/bundle").read_bytes()
+    config = Path(".dvc/config.local")
+    return worker.Project(tree, bundle, (config.read_text() if config.exists() else "") + _place(remote))
+
+
+def _short_lock() -> bytes:
+    """dvc.lock without the runs: a node's DVC takes seconds to write a long one, and its clone stays good longer."""
+    whole = yaml.safe_load(LOCK.read_text())
+    whole["stages"] = {name: whole["stages"][name] for name in ("plan", "prepare")}
+    return yaml.safe_dump(whole, sort_keys=False).encode()
+
+
+def _place(remote: str) -> str:
+    """A section of DVC's config: where a remote store in a folder is. A relative path would be wrong on a node."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        place = repo.cloud.get_remote(remote)
+        return f"\n['remote \"{remote}\"']\n    url = {place.path}\n" if place.fs.protocol == "local" else ""
+
+
+def _connect(address: str) -> "ModuleType":
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "Ray is not installed; `make repro CLUSTER=…` installs it, or `pip install -e '.[cluster]'`"
+        ) from None
+    try:
+        host, _, port = address.rpartition(":")
+        if port.isdecimal():
+            # Ray itself tries for a minute and a half, and then ends the process.
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"there is no Ray cluster at {address}: {reason} (docs/scale.md says how to start one)"
+        ) from None
+    return ray
+
+
+def _submit(
+    ray: "ModuleType", project: worker.Project, size: params.Cluster, missing: dict[str, str], progress: Progress
+) -> None:
+    """Run what is `missing`, {run: train or evaluate}, and show it until all have ended."""
+    for module in (worker, sys.modules[__name__]):
+        ray.cloudpickle.register_pickle_by_value(module)
+    gpus = size.gpus if size.gpus is not None else int(ray.cluster_resources().get("GPU", 0) > 0)
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    task = ray.remote(_task).options(
+        num_cpus=size.cpus,
+        num_gpus=gpus,
+        max_retries=RETRIES,
+        retry_exceptions=[worker.CutOffError],
+        # Over the nodes, so that a first run on each clones and pulls while others do the same.
+        scheduling_strategy="SPREAD",
+    )
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    _say(f"{len(missing)} runs, each with {size.cpus:g} CPUs and {gpus:g} GPUs, on {len(alive)} nodes")
+    if not any(
+        node["Resources"].get("CPU", 0) >= size.cpus and node["Resources"].get("GPU", 0) >= gpus for node in alive
+    ):
+        _say("No node of the cluster has as many; waiting for one that has. cluster: in params.yaml says how many")
+    shared = ray.put(project)
+    waiting = {task.remote(shared, board, run, stage == "evaluate", size.cpus): run for run, stage in missing.items()}
+    with _shown(progress) as show:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=1)
+            for reference in ready:
+                run = waiting.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                except (ray.exceptions.RayError, worker.CutOffError) as error:
+                    progress.failed[run] = f"cut off, and not tried again: {error}"
+                    continue
+                if outcome.log is None:
+                    progress.done[run] = outcome
+                else:
+                    progress.failed[run] = outcome.log
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            states = _read(ray, board)
+            progress.running = {
+                run: states[run] for run in waiting.values() if run in states and states[run]["node_id"] in alive
+            }
+            show()
+
+
+def _read(ray: "ModuleType", board: Any) -> dict[str, dict]:
+    try:
+        return ray.get(board.read.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return {}
+
+
+def _task(project: worker.Project, board: Any, run: str, trained: bool, cpus: float) -> worker.Outcome:
+    """One run, in a worker process of a node."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    name = f"{socket.gethostname()}/{node_id[:6]}"
+    # The head has looked before it began; after a loss the results may be there all the same.
+    try:
+        fetch = trained or ray.get(board.begin.remote(run, node_id, name), timeout=60) > 1
+    except ray.exceptions.RayError:
+        fetch = True  # the board is lost, and the table lacks this run; no reason not to train
+    runs = max(1, int(os.cpu_count() / cpus))  # as if the node were full
+    return worker.carry_out(project, run, name, runs, fetch, lambda words: board.note.remote(run, words))
+
+
+@contextlib.contextmanager
+def _shown(progress: Progress) -> Iterator[Callable[[], None]]:
+    """A function that shows how far all runs are: a live table on a terminal, else a line for each change."""
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(_table(progress), refresh_per_second=2) as live:
+            yield lambda: live.update(_table(progress))
+    else:
+        told = set()
+        yield lambda: _tell(progress, told)
+
+
+def _table(progress: Progress) -> "Table":
+    from rich.table import Table
+
+    table = Table("run", "state", "node", caption=progress.counts())
+    for run, state in progress.running.items():
+        again = f" (attempt {state['attempt']})" if state["attempt"] > 1 else ""
+        table.add_row(run, f"running: {state['words']}{again}", state["node"])
+    for run in progress.failed:
+        table.add_row(run, "[red]failed[/red]", "")
+    return table
+
+
+def _tell(progress: Progress, told: set[tuple[str, str]]) -> None:
+    news = [(run, f"running on {it['node']}, attempt {it['attempt']}") for run, it in progress.running.items()]
+    news += [(run, f"done on {it.node}; seconds: {_seconds(it)}") for run, it in progress.done.items()]
+    news += [(run, "failed") for run in progress.failed]
+    news = [line for line in news if line not in told]
+    told.update(news)
+    for run, words in news:
+        _say(f"{run} {words} ({progress.counts()})")
+
+
+def _seconds(outcome: worker.Outcome) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in outcome.seconds.items())

@@ -1,0 +1,102 @@
+"""How many runs go at a time on this machine: by its cores and memory, and a container's limits on both.
+
+No result depends on it.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from regbench import cores
+from regbench.data import EVALUATION_BATCH
+from regbench.params import Params
+
+MIB, GIB = 1 << 20, 1 << 30
+ROOT = Path("/")
+"""Where /proc and /sys are."""
+
+
+def jobs(settings: Params, missing: int) -> int:
+    """How many of `missing` runs to train at a time: by cores and memory on a CPU, one where a GPU is.
+
+    Up to twice as many runs as cores may go at a time, where that leaves fewer cores idle at the end: three runs on two
+    cores take 1.5 times as long as one, not twice.
+    """
+    if shutil.which("nvidia-smi"):
+        return 1
+    count = cpus()
+
+    def idle(at_a_time: int) -> float:
+        """Share of core time that is lost, to a tenth: less is not worth crowding the cores."""
+        rounds, rest = divmod(missing, at_a_time)
+        return round(1 - missing / (rounds * at_a_time + (max(rest, count) if rest else 0)), 1)
+
+    fits = int(0.8 * memory() / bytes_of_run(settings))
+    return max(1, min(min(range(count, 2 * count + 1), key=idle), fits, missing))
+
+
+def bytes_of_run(settings: Params) -> float:
+    """The memory that one run takes on a CPU, at least an eighth above the measured peaks."""
+
+    def maps(images: int, mib: float) -> float:
+        return mib * MIB * images * (settings.data.image_size / 32) ** 2
+
+    # A training batch keeps its feature maps for the gradients. One that is evaluated is larger, and drops them soon.
+    return GIB + max(maps(settings.train.batch_size, 1.3), maps(EVALUATION_BATCH, 0.25))
+
+
+def cpus() -> int:
+    """The cores that this process may use, at most as many as a container's quota of CPU time comes to."""
+    quotas = []
+    for folder in _cgroups("cpu"):
+        quota, period = (
+            _numbers(folder / "cpu.max", 2)
+            or (
+                *_numbers(folder / "cpu.cfs_quota_us", 1),
+                *_numbers(folder / "cpu.cfs_period_us", 1),
+            )
+            or (0, 0)
+        )
+        if quota > 0 and period > 0:
+            quotas.append(math.ceil(quota / period))
+    return max(1, min([cores.count(), *quotas]))
+
+
+def memory() -> int:
+    """Bytes of memory of the machine, or of the container where that has less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * GIB
+    limits = []
+    for folder in _cgroups("memory"):
+        limits += _numbers(folder / "memory.max", 1) or _numbers(folder / "memory.limit_in_bytes", 1)
+    return min([whole, *limits])
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """The folders of Linux's control groups, version 1 and 2, whose limits hold for this process; innermost first.
+
+    Seen from within a container, the path in /proc may be the host's, and the group itself is the root.
+    """
+    try:
+        lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = ROOT / "sys/fs/cgroup" / (controller if controllers else "")
+        folder = root / path.lstrip("/")
+        yield folder
+        while folder != root and folder != folder.parent:
+            folder = folder.parent
+            yield folder
+
+
+def _numbers(path: Path, count: int) -> tuple[int, ...]:
+    """The first `count` numbers of a file; none where it is not there or says "max"."""
+    try:
+        return tuple(int(word) for word in path.read_text().split()[:count])
+    except (OSError, ValueError):
+        return ()

@@ -1,0 +1,85 @@
+"""The state of a run on disk, to resume from."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from regbench.data import arrays
+
+FOLDER = Path(".regbench/checkpoints")
+
+
+def folder_of(plan: dict, *splits: arrays.Split) -> Path:
+    """The folder of a run's checkpoints: its name holds a hash of all that the run is a function of.
+
+    So a changed run never resumes from the state of another.
+    """
+    described = repr(sorted(plan.items())) + "".join(json.dumps(split.info["sha256"]) for split in splits)
+    return FOLDER / f"{plan['run']}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+
+
+class Checkpoint:
+    """Weights, optimizer, history, and in the midst of an epoch its metrics so far.
+
+    The last two states are kept, a file each, `EPOCHS-STEPS.npz`: whole epochs, and steps since. Where the last one is
+    damaged, the run continues from the one before.
+    """
+
+    def __init__(self, model: keras.Model, folder: Path):
+        self.model, self.folder, self.metrics = model, folder, []
+        model.optimizer.build(model.trainable_variables)
+        self.variables = [*model.variables, *model.optimizer.variables]
+
+    def save(self, history: list[dict], step: int = 0) -> None:
+        """Write the state after `step` steps of an epoch; 0: after a whole epoch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {f"{index:04d}": variable.numpy() for index, variable in enumerate(self.variables)}
+        if step:
+            # Flat, since a metric's state is a handful of numbers.
+            arrays["metrics"] = np.array([variable.numpy() for variable in self.model.metrics_variables], np.float64)
+        beside = self.folder / "partial.npz"
+        np.savez(beside, state=json.dumps({"history": history, "step": step}), **arrays)
+        beside.replace(self.folder / f"{len(history):06d}-{step:09d}.npz")
+        for old in self._saved()[2:]:
+            old.unlink()
+
+    def _saved(self) -> list[Path]:
+        """The files of states, the latest first."""
+        return sorted(self.folder.glob("*-*.npz"), reverse=True)
+
+    def restore(self) -> tuple[list[dict], int]:
+        """Load the latest whole state, if there is one.
+
+        Returns:
+            (history so far, how many steps of the next epoch are done)
+        """
+        for path in self._saved():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    loaded = dict(file)
+                state = json.loads(str(loaded["state"]))
+                values = [loaded[f"{index:04d}"] for index in range(len(self.variables))]
+            except Exception as error:  # zipfile and NumPy raise many kinds on a damaged file
+                print(f"{path} is damaged ({error}); continuing without it", flush=True)
+                path.unlink()
+                continue
+            for variable, value in zip(self.variables, values, strict=True):
+                variable.assign(value)
+            self.metrics = loaded.get("metrics", [])
+            within = f" and {state['step']} steps" if state["step"] else ""
+            print(f"resuming after epoch {len(state['history'])}{within}", flush=True)
+            return state["history"], state["step"]
+        return [], 0
+
+    def restore_metrics(self) -> None:
+        """Let the metrics continue where they were in the midst of the epoch."""
+        for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
+            variable.assign(value)
+
+    def remove(self) -> None:
+        """Delete the state: the run has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""Train one model: build, fit, resume, save."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from regbench import files, runtime
+from regbench.data import arrays
+from regbench.training import checkpoint, history, model
+from regbench.training.batch_norm import PopulationStatistics
+
+
+def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None) -> None:
+    """Train one model; write `model.keras` and `history.csv` into `out`.
+
+    One that diverges ends there: the last row of its history is of that epoch, with nothing but the loss, and all
+    its weights are NaN.
+
+    Args:
+        plan: of the run, as `regbench.plan.read` gives it.
+        prepared: folder that `data.prepare` wrote.
+        out: folder of the run, `runs/KEY` by default.
+    """
+    out = Path(out or f"runs/{plan['run']}")
+    training, validation = arrays.load("train", prepared), arrays.load("validation", prepared)
+    options, seed = plan["train"], plan["seed"]
+    steps = -(-len(training) // options.batch_size)
+
+    keras.utils.set_random_seed(seed)
+    # Layers are made under the policy and keep it, in the saved model too. Variables are float32 in each.
+    keras.config.set_dtype_policy("float32" if options.precision == "float32" else f"mixed_{options.precision}")
+    with runtime.strategy().scope():
+        trained = model.build(plan, training.images.shape[1:], len(training.info["classes"]))
+        model.compile(trained, options, steps)
+    state = checkpoint.Checkpoint(trained, checkpoint.folder_of(plan, training, validation))
+    rows, first_step = state.restore()
+    statistics = PopulationStatistics(trained, training, plan)
+    recorder = history.Recorder(plan, rows, len(training), state, statistics)
+    validating = arrays.evaluation_batches(validation)
+    if first_step:  # the metrics to restore are made by their first use
+        trained.test_on_batch(*next(iter(validating)))
+    # An epoch at a time: each has an order of its own, and the first may lack the steps before it was cut off.
+    for epoch in range(len(rows), options.epochs):
+        recorder.first_step = first_step
+        trained.fit(
+            arrays.training_batches(
+                training,
+                batch_size=options.batch_size,
+                seed=seed,
+                flip=options.flip,
+                epoch=epoch,
+                first_step=first_step,
+            ),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=steps - first_step,
+            validation_data=validating,
+            callbacks=[recorder],
+            shuffle=False,
+            verbose=0,
+        )
+        first_step = 0
+        if recorder.diverged:
+            # Whatever is left of its weights: who loads the model should see it, and see the same each time.
+            for variable in trained.trainable_variables:
+                variable.assign(tf.fill(variable.shape, np.float32("nan")))
+            break
+
+    out.mkdir(parents=True, exist_ok=True)
+    model.save(trained, out / "model.keras")
+    files.write_csv(
+        out / "history.csv", history.COLUMNS, ([row.get(key, "") for key in history.COLUMNS] for row in rows)
+    )
+    state.remove()

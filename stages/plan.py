@@ -1,0 +1,19 @@
+"""Write plans/: what each stage is a function of, besides images and models."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# This copy's code, whatever the working directory: also in the copies that `dvc exp run --temp` makes.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from regbench import errors, params, plan
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    plan.write(params.load())
+
+
+if __name__ == "__main__":
+    errors.run(main)

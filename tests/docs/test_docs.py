@@ -1,0 +1,305 @@
+"""The pages: their commands run here or elsewhere or say why not, their links lead somewhere, their messages exist."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import dvc
+import pytest
+import scratch
+import yaml
+from scratch import ROOT, Repository, stages_run
+
+from regbench import params
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+]
+COME_AND_GO = "pipeline/test_whole.py::test_one_more_regularizer_and_one_less"
+QUEUE = "pipeline/test_whole.py::test_queued_experiments_run_in_copies"
+SETTINGS = "docs/test_docs.py::test_settings_of_commands_are_allowed"
+
+HERE = {
+    "dvc exp show --md --only-changed --hide-workspace --drop '.*(accuracy_test|difference|gap|zero|reg_loss|seeds).*"
+    "|src.*|stages.*|plans.*|runs.*|prepared.*'",
+    "dvc exp diff randy-hunk stiff-grig --md",
+    "dvc exp run -S +reg.group_lasso=0.0001",
+    "dvc metrics diff",
+    "dvc params diff main",
+    "dvc plots diff",
+    "dvc plots diff -o dvc_plots",
+    "dvc repro -f prepare",
+    "dvc repro evaluate@l2-0",
+    "dvc repro -f -s train@l2-0",
+    "dvc repro -f -s evaluate@l2-0",
+    "dvc checkout",
+    "dvc status",
+    "dvc pull",
+    "dvc push",
+    "dvc exp show",
+    'git commit -am "a remote"',
+}
+"""Commands that the tests below run, or the beginnings of such."""
+
+ELSEWHERE = {
+    ". .venv/bin/activate": "runner/test_cli.py::test_how_to_activate_is_said_where_dvc_is_not_found",
+    "dvc exp run -S '+reg.elastic={l1: 1e-5, l2: 1e-4}'": COME_AND_GO,
+    "dvc exp run -S '~reg.l1'": COME_AND_GO,
+    "dvc exp apply randy-hunk": QUEUE,
+    "dvc exp run --queue -S 'reg.l2=1e-5,1e-4'": QUEUE,
+    "dvc exp run --run-all": QUEUE,
+    "dvc exp run --run-all --jobs 2": QUEUE,
+    "dvc exp run -S reg.l2=0.0005": "pipeline/test_whole.py::test_small_strengths",
+    "dvc metrics diff main --md": "pipeline/test_whole.py::test_a_clone_without_cache_compares_commits",
+    "dvc plots diff main -o dvc_plots": "pipeline/test_whole.py::test_a_clone_without_cache_compares_commits",
+    "dvc remote add --default store /mnt/shared/regbench": "runner/test_store.py::test_a_new_remote_store_is_empty",
+    "dvc remote add --default store s3://bucket/regbench": "runner/test_store.py::test_a_new_remote_store_is_empty",
+    "dvc repro": "pipeline/test_reruns.py::test_only_what_has_to_runs_again",
+    "git add -A": "runner/test_lock.py::test_a_merge_of_two_result_branches",
+    "git commit": "runner/test_lock.py::test_a_merge_of_two_result_branches",
+    "make check": "review/test_check.py::test_a_clone_without_a_cache",
+    "make help": "runner/test_makefile.py::test_help_names_every_target",
+    "make pr-report": "review/test_pull_request.py::test_nothing_changed",
+    "make pr-report BASE=HEAD": "review/test_pull_request.py::test_regularizers_change_come_and_go",
+    "make pr-report BASE=origin/main": "review/test_pull_request.py::test_regularizers_change_come_and_go",
+    "make repro": "runner/test_makefile.py::test_repro",
+    "make repro CLUSTER=…": "runner/test_makefile.py::test_repro",
+    "make repro JOBS=1": "runner/test_makefile.py::test_repro",
+    "make repro JOBS=2": "runner/test_makefile.py::test_repro",
+    "make repro PYTHON=/path/to/python3.12": "runner/test_makefile.py::test_a_python_of_the_environment_does_not_count",
+    "python docs/regularizers.py": "docs/test_docs.py::test_the_catalogue_is_that_of_the_docstrings",
+    "regbench list": "runner/test_cli.py::test_list_names_every_kind_and_network",
+    "regbench mend": "runner/test_lock.py::test_what_dvc_refuses_is_mended",
+    "regbench push": "runner/test_store.py::test_a_clone_at_a_commit_older_than_the_remote_trains_nothing",
+    "regbench repro": "runner/test_local.py::test_side_by_side",
+    "regbench repro --jobs 2": "runner/test_local.py::test_side_by_side",
+    "dvc exp run -S 'seeds=[0,1,2,3,4,5]'": "pipeline/test_params_file.py::test_one_line_changes",
+    "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": SETTINGS,
+    "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200 "
+    "-S data.image_size=96": SETTINGS,
+    "dvc exp run -S data.dataset=fashion_mnist": SETTINGS,
+    "dvc exp run -S data.image_size=224 -S data.train_images=null -S data.validation_images=test -S 'seeds=[0]' "
+    "-S model.zero_init_residual=false -S train.epochs=10 -S train.batch_size=32 -S train.learning_rate=0.1 "
+    "-S train.schedule=constant -S train.warmup_epochs=0 -S train.flip=false -S train.batch_norm_images=0": SETTINGS,
+    "dvc exp run -S model.batch_norm=false -S model.zero_init_residual=false -S '~reg.l1'": SETTINGS,
+    "dvc exp run -S train.batch_norm_images=0": SETTINGS,
+}
+"""Commands that another test runs, or whose settings it checks."""
+
+NOT_RUN = {
+    "cp docs/study/params.yaml params.yaml": "an hour of training follows; `test_the_studys_params_are_allowed`",
+    'git commit -am "with batch normalization"': "between two experiments",
+    "git fetch --unshallow": "Git's own",
+    "git fetch origin": "Git's own",
+    "git rm -r --cached": "Git's own",
+    "make bench": "half an hour on an idle machine",
+    "make cluster": "CI runs it",
+    "make lint": "CI runs it",
+    "make lock": "needs uv and the network",
+    "make setup": "CI runs it",
+    "make test": "this is it",
+    "make test-fast": "part of it",
+    "pip install -e '.[gpu]'": "2 GB of CUDA packages",
+    "pip install -e .": "`make setup` installs the same packages at pinned versions",
+    "pip install pre-commit && pre-commit install": "needs the network",
+    "python benchmarks/bench.py agreement": "part of `make bench`",
+    "python benchmarks/dvc_at_scale.py": "ten minutes",
+}
+
+PROGRAMS = ("dvc ", "regbench ", "make ", "pip ", "git ", "python ", "cp ", ". ")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands(page):
+    """The commands in a page's blocks of code, comments and continued lines put right, and in its sentences."""
+    text = text_of(page)
+    blocks = (block.replace("\\\n", " ").splitlines() for language, block in BLOCK.findall(text) if not language)
+    lines = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block]
+    sentences = BLOCK.sub("", re.sub(r"^\| `[^|]*\|", "", text, flags=re.MULTILINE))
+    for line in lines + re.findall(r"`([^`]+)`", sentences):
+        command = " ".join(line.split())
+        if command.startswith(PROGRAMS):
+            yield command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_accounted_for(page):
+    assert [it for it in commands(page) if it not in HERE and it not in ELSEWHERE and it not in NOT_RUN] == []
+
+
+def test_no_entry_is_of_a_command_that_is_gone():
+    known = {command for page in PAGES for command in commands(page)}
+    assert {*HERE, *ELSEWHERE, *NOT_RUN} - known == set()
+
+
+@pytest.mark.parametrize("where", sorted(set(ELSEWHERE.values())))
+def test_the_tests_named_are_there(where):
+    path, _, name = where.partition("::")
+    assert f"def {name}(" in text_of(f"tests/{path}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_and_tests_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:src|tests|docs|benchmarks|stages|\.github)/[\w./-]*)`", BLOCK.sub("", text_of(page)))
+    assert [path for path in named if not (ROOT / path).exists() and "group_lasso" not in path] == []
+
+
+def test_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", text_of(page))):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, heading = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists() or (heading and heading not in headings(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def headings(file):
+    """The headings of a page as GitHub and GitLab name them in links."""
+    found = re.findall(r"^#+ (.*)$", BLOCK.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found]
+
+
+def literals(path):
+    """The texts in a Python file; `…` stands for what an f-string fills in."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def messages(part):
+    """Those in the first column of the tables of a part of docs/troubleshooting.md."""
+    cells = re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE)
+    return [message for cell in cells for message in cell.split("`")[1::2]]
+
+
+def absent(listed, known):
+    """Those messages that are in none of the known texts; `…` stands for anything."""
+    patterns = {message: "[^\n]*".join(map(re.escape, message.split("…"))) for message in listed}
+    return [message for message, pattern in patterns.items() if not any(re.search(pattern, text) for text in known)]
+
+
+def test_the_messages_that_troubleshooting_explains_exist():
+    ours, dvcs = text_of("docs/troubleshooting.md").split("## What DVC says")
+    known = [text for path in (ROOT / "src").rglob("*.py") for text in literals(path)]
+    listed = messages(ours)
+    assert len(listed) > 30
+    assert absent(listed, [*known, text_of("Makefile"), "dvc: command not found"]) == []
+    sources = [path.read_text(encoding="utf-8") for path in Path(dvc.__file__).parent.rglob("*.py")]
+    assert absent(messages(dvcs), sources) == []
+
+
+def test_the_catalogue_is_that_of_the_docstrings():
+    spec = importlib.util.spec_from_file_location("regularizers_page", ROOT / "docs/regularizers.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.page() == text_of("docs/regularizers.md"), "run `python docs/regularizers.py`"
+
+
+def test_the_studys_params_are_allowed():
+    settings = params.load(ROOT / "docs/study/params.yaml")
+    assert settings.seeds == (0, 1, 2) and len(settings.reg) == 7
+
+
+CHECKED = [command for command, where in ELSEWHERE.items() if where == SETTINGS]
+
+
+@pytest.mark.parametrize("command", CHECKED, ids=lambda command: command[:60])
+def test_settings_of_commands_are_allowed(command):
+    changed = yaml.load(text_of("params.yaml"), Loader=params.Loader)
+    for setting in (word for word in shlex.split(command)[3:] if word != "-S"):
+        key, _, value = setting.lstrip("~+").partition("=")
+        *sections, name = key.split(".")
+        place = changed
+        for section in sections:
+            place = place[section]
+        if setting.startswith("~"):
+            del place[name]
+        else:
+            assert setting.startswith("+") or name in place
+            place[name] = yaml.safe_load(value)
+    params.parse(yaml.safe_dump(changed))
+
+
+@pytest.fixture(scope="module")
+def template(image_folder, tmp_path_factory):
+    """The project at a tiny size, its results committed."""
+    settings = scratch.tiny_params(image_folder, **scratch.TINIEST)
+    settings["reg"] = {"none": 0, "l2": 0.01}
+    repository = scratch.copy_project(tmp_path_factory.mktemp("docs") / "project", settings)
+    repository.dvc("repro")
+    repository.commit("results")
+    return repository.folder
+
+
+@pytest.fixture
+def repository(template, tmp_path):
+    return Repository(shutil.copytree(template, tmp_path / "project", symlinks=True))
+
+
+def run(repository, command):
+    return repository.run(*shlex.split(command))
+
+
+@pytest.mark.slow
+@pytest.mark.dvc
+def test_the_example_of_a_new_kind_and_an_experiment_with_it(repository):
+    language, example = BLOCK.findall(text_of("docs/regularizers.md"))[1]
+    assert language == "python"
+    repository.write("src/regbench/regularizers/group_lasso.py", example)
+    output = run(repository, "dvc exp run -S +reg.group_lasso=0.0001")
+    assert set(stages_run(output)) == {"plan", "train@group_lasso-0", "evaluate@group_lasso-0", "report"}
+    assert "group_lasso.accuracy_test" in run(repository, "dvc metrics diff")
+    assert "reg.group_lasso" in run(repository, "dvc params diff main")
+    run(repository, "dvc plots diff -o dvc_plots")
+    assert (repository.folder / "dvc_plots/index.html").exists()
+    (name,) = re.findall(r"\[([\w-]+)\]", run(repository, "dvc exp list"))
+    assert "group_lasso.reg_loss" in run(repository, f"dvc exp diff main {name} --md")
+    table = run(repository, next(it for it in commands("docs/pull-requests.md") if it.startswith("dvc exp show")))
+    heading = next(line for line in table.splitlines() if "Experiment" in line)
+    assert "reg.group_lasso" in heading and "accuracy_validation" in heading, heading
+    assert "accuracy_test" not in heading and len(heading.split("|")) < 12, heading
+
+
+@pytest.mark.slow
+@pytest.mark.dvc
+def test_commands_that_repair(repository):
+    for words in ("-f prepare", "-f -s train@l2-0", "-f -s evaluate@l2-0", "evaluate@l2-0"):
+        output = run(repository, f"dvc repro {words}")
+    assert "up to date" in output
+    assert run(repository, "git status --porcelain") == ""
+    (repository.folder / "runs/l2-0/evaluation/layers.csv").unlink()
+    assert "evaluation" in run(repository, "dvc status")
+    run(repository, "dvc checkout")
+    assert "up to date" in run(repository, "dvc status")
+
+
+@pytest.mark.slow
+@pytest.mark.dvc
+def test_a_remote_brings_models_and_images(repository, tmp_path):
+    run(repository, f"dvc remote add --default store {shlex.quote(str(tmp_path / 'remote'))}")
+    run(repository, 'git commit -am "a remote"')
+    assert "pushed" in run(repository, "dvc push")
+    repository.run("git", "clone", "-q", str(repository.folder), str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone")
+    assert "fetched" in run(clone, "dvc pull")
+    assert (clone.folder / "runs/l2-0/model.keras").exists()
+    assert "up to date" in run(clone, "dvc repro")

@@ -1,0 +1,104 @@
+"""Runs that nobody trained: files as `train` and `evaluate` write them, with known numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from regbench import files
+from regbench.params import Regularizer, Report, Term
+from regbench.report.runs import HISTORY_COLUMNS
+
+IMAGES = 400
+CLASSES = [f"class {index}" for index in range(10)]
+
+
+def report_plan(reg=None, seeds=(0,), baseline="none"):
+    """A plan as `plan.read("plans/report.json")` returns it, of `{name: (kind, strength)}`; its file is written too."""
+    reg = reg or {"none": None, "l1": ("l1", 0.001), "l2": ("l2", 0.001)}
+    files.write_json("plans/report.json", {"seeds": list(seeds), "reg": list(reg), "baseline": baseline})
+    terms = {name: () if line is None else (Term(*line, "all"),) for name, line in reg.items()}
+    return {
+        "dataset": "cifar10",
+        "image_size": 32,
+        "epochs": 3,
+        "reg": {name: Regularizer(name, terms[name]) for name in reg},
+        "seeds": list(seeds),
+        "report": Report(baseline=baseline),
+    }
+
+
+def right(place, seed):
+    """How many of 400 test images are right: half of them, 40 more for each line down and 8 more for each seed."""
+    return min(IMAGES, 200 + 40 * place + 8 * seed)
+
+
+def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40):
+    """Write every run of a plan.
+
+    Validation has 20 images less right than test, training 50 more; epochs get better.
+
+    Args:
+        plan: as `report_plan` gives.
+        folder: where to.
+        test: a function from a regularizer's place and a seed to how many test images are right.
+        images: in each split.
+        largest: how many of them are of the largest class.
+    """
+    for place, name in enumerate(plan["reg"]):
+        for seed in plan["seeds"]:
+            write_run(Path(folder) / f"{name}-{seed}", place, test(place, seed), images, largest)
+
+
+def write_run(run, place, correct, images=IMAGES, largest=40):
+    """Write one run, of which so many test images are right."""
+
+    def scores(correct):
+        rest = {"accuracy": correct / images, "cross_entropy": 1.25, "calibration_error": 0.03}
+        return {"images": images, "correct": correct, **rest}
+
+    shares = dict.fromkeys(("train", "validation", "test"), largest / images)
+    evaluation = {
+        "diverged": False,
+        "exact_zeros": 0.0,
+        "near_zero": 0.25,
+        "reg_loss": float(place),
+        "test_accuracy_by_class": dict.fromkeys(CLASSES, 0.5),
+        "majority": shares,
+        "train": scores(min(images, correct + 50)),
+        "validation": scores(max(0, correct - 20)),
+        "test": scores(correct),
+    }
+    folder = run / "evaluation"
+    files.write_json(folder / "evaluation.json", evaluation)
+    accuracy = correct / images
+    rows = []
+    for epoch in (1, 2, 3):
+        row = [epoch, place / epoch, place / epoch / 2, place / epoch / 2, 30 + epoch + place, 3, 1.5 - epoch / 10, 0.4]
+        rows.append([*row, 1.6 - epoch / 20, accuracy - (3 - epoch) / 10])
+    files.write_csv(run / "history.csv", HISTORY_COLUMNS, rows)
+    predictions = [("validation", 0, "a.png", 3, 3)]
+    predictions += [("test", index, "b.png", 3, 3 if index < correct else 4) for index in range(images)]
+    files.write_csv(folder / "predictions.csv", ("split", "index", "file", "label", "prediction"), predictions)
+    columns = ("layer", "weights", "sum_squares", "near_zero", "effective_learning_rate")
+    layers = [("stem", 864, 3.5 + place, 20, 0.02)]
+    for block in range(17):
+        layers += [
+            (f"block{block}_depthwise", 288, 2.5 + place, 20 + block, 0.03),
+            (f"block{block}_project", 512, 2, 9, 0.01),
+        ]
+    files.write_csv(folder / "layers.csv", columns, [*layers, ("head", 90, 1, 5, "")])
+    ends = [-np.inf, *np.arange(-4, 1.0, 0.5).tolist(), np.inf]
+    counts = [40 * place, 10, 20, 40, 80, 160, 320, 200, 100 - 3 * place, 50, 10, 0]
+    files.write_csv(
+        folder / "weights.csv", ("log10_low", "log10_high", "weights"), zip(ends, ends[1:], counts, strict=False)
+    )
+    pruning = [(0, 0, accuracy), (0.5, 0.01, accuracy / 2), (0.9, 0.1, accuracy / 4)]
+    files.write_csv(folder / "pruning.csv", ("pruned", "threshold", "validation_accuracy"), pruning)
+    files.write_csv(folder / "confusion.csv", ("label", "prediction", "images"), [("class 3", "class 3", correct)])
+
+
+def diverge(run):
+    """Let a run that was written be one that diverged in epoch 2."""
+    files.write_json(run / "evaluation/evaluation.json", {"diverged": True})
+    rows = [[1, 1e9, 1e9, 0, 1e9, 1e9, 1e9, 0.1, 1e9, 0.1], [2, *[""] * (len(HISTORY_COLUMNS) - 1)]]
+    files.write_csv(run / "history.csv", HISTORY_COLUMNS, rows)

@@ -1,0 +1,144 @@
+"""report.json, report.md and the terminal's table."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import fake_runs
+import pytest
+from rich.console import Console
+
+from regbench import files
+from regbench.errors import UserError
+from regbench.report import results, runs, summary, table, write
+
+pytestmark = pytest.mark.slow  # figures take a few seconds
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function from options of `fake_runs.report_plan` and `fake_runs.write` to the report."""
+    monkeypatch.chdir(tmp_path)
+
+    def report(diverged=(), options=None, **plan):
+        plan = fake_runs.report_plan(**plan)
+        fake_runs.write(plan, **(options or {}))
+        for run in diverged:
+            fake_runs.diverge(tmp_path / "runs" / run)
+        write.report(plan)
+        return results.read()
+
+    return report
+
+
+def in_a_terminal(report, width=80):
+    console = Console(width=width, record=True)
+    console.print(table.terminal(report))
+    return console.export_text()
+
+
+def test_report_says_it_all(written, capsys):
+    report = written()
+    said = capsys.readouterr().out
+    assert said == "report.md: none, l1, l2, 1 seed; validation picks l2\n"
+    text = Path("report.md").read_text()
+    assert "| l2 | 70.0 [65.3, 74.3] | +20.0 [" in text
+    assert all(f"- {sentence}\n" in text for sentence in report.verdicts)
+    pictures = re.findall(r"!\[(.+)\]\((plots/.+\.png)\)", text)
+    assert [(path, caption) for caption, path in pictures] == list(report.figures)
+    assert len(pictures) == 8 and all(Path(path).exists() for _, path in pictures)
+    assert "<!--" not in text and "largest class" not in text
+    assert list(report.runs) == ["none-0", "l1-0", "l2-0"]
+    for run, md5s in report.runs.items():
+        for file, md5 in md5s.items():
+            assert hashlib.md5(Path("runs", run, file).read_bytes()).hexdigest() == md5
+    assert report.plan == hashlib.md5(Path("plans/report.json").read_bytes()).hexdigest()
+    assert (report.baseline, report.pick, report.seeds) == ("none", "l2", (0,))
+
+
+def test_the_same_again_byte_for_byte(written):
+    written(seeds=[0, 1])
+    first = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    written(seeds=[0, 1])
+    assert first == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_what_params_no_longer_name_is_left_out_and_said(written, capsys):
+    written()
+    capsys.readouterr()
+    report = written(reg={"none": None})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "moved out of runs/ to .regbench/removed/, since params.yaml does not name it: l1-0, l2-0"
+    assert len(said) == 2
+    assert list(report.rows) == ["none"]
+
+
+@pytest.mark.parametrize("diverged", [["l2"], ["none"], ["none", "l1", "l2"]])
+def test_what_diverged_has_a_row(written, diverged):
+    report = written(diverged=[f"{name}-1" for name in diverged], seeds=[0, 1])
+    text = Path("report.md").read_text()
+    assert "nan" not in text + Path("metrics/summary.json").read_text()
+    for name in diverged:
+        assert f"| {name} | diverged, 1 of 2 |" in text
+        assert f"- {name} diverged with seed 1 in epoch 2: lower train.learning_rate" in text
+    assert in_a_terminal(report).count("diverged, 1 of 2") == len(diverged)
+
+
+def test_the_table_fits_a_terminal(written):
+    shown = in_a_terminal(written(options={"largest": 250}))
+    for name, accuracy in (("none", "50.0 ["), ("l1", "60.0 ["), ("l2", "70.0 ["), ("largest class", "62.5")):
+        assert any(name in line and accuracy in line for line in shown.splitlines())
+    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+    assert "| largest class | 62.5 |  |  | 62.5 |" in Path("report.md").read_text()
+
+
+def test_show_prints_what_the_report_says(written, capsys):
+    report = written()
+    capsys.readouterr()
+    table.show()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(sentence in shown for sentence in report.verdicts)
+    assert "picked by validation" in shown and "report.md" in shown
+
+
+@pytest.fixture(scope="module")
+def report_text(tmp_path_factory):
+    """The text of a report.json, without figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("report"))
+        plan = fake_runs.report_plan()
+        fake_runs.write(plan)
+        found = runs.read(plan)
+        compiled = write.compile_report(plan, found, summary.rows(plan, found), [])
+    return files.json_text(compiled.model_dump(mode="json", exclude_none=True))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[: len(text) // 2], "report.json is damaged (JSON: "),
+        (lambda text: "", "report.json is damaged"),
+        (lambda text: text.replace('"epochs": 3', '"epochs": "three"'), "report.json is damaged (epochs: "),
+        (lambda text: text.replace('"correct": [\n        200', '"correct": [\n        900'), "rows.none.correct"),
+        (lambda text: text.replace('"none": {', '"../none": {'), "is no name"),
+        (lambda text: text.replace('"value": 0.5,', '"value": NaN,'), "is damaged"),
+        (lambda text: f"<<<<<<< HEAD\n{text}", "has a merge conflict in line 1: resolve params.yaml, run `make repro`"),
+    ],
+)
+def test_a_damaged_report_is_told_in_words(report_text, tmp_path, monkeypatch, damage, said):
+    monkeypatch.chdir(tmp_path)
+    assert damage(report_text) != report_text
+    results.PATH.write_text(damage(report_text))
+    with pytest.raises(UserError, match=re.escape(said)):
+        table.show()
+    results.PATH.unlink()
+    with pytest.raises(UserError, match=r"^there is no report.json; run `make repro`$"):
+        table.show()
+
+
+def test_numbers_have_six_digits(written):
+    written(seeds=[0, 1, 2], options={"test": lambda place, seed: 100 + 7 * place + 13 * seed * (place + 1)})
+    numbers = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", results.PATH.read_text())
+    assert numbers and all(len(re.sub(r"e.*|[-.]", "", number).strip("0")) <= 6 for number in numbers)
+    json.loads(results.PATH.read_text())

@@ -1,0 +1,231 @@
+"""Runs on Ray nodes that share nothing but DVC's remote store, against the same runs on one machine in sequence."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import scratch
+from scratch import Repository
+
+from regbench.runner import worker
+
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: make cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.dvc]
+
+
+class Nodes:
+    """A Ray cluster on this machine: a head that runs nothing, and nodes with folders of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.cluster = cluster_utils.Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False},
+        )
+        self.address = self.cluster.address
+        self.running = {}
+
+    def add(self, name):
+        own = {"REGBENCH_SCRATCH": str(self.folder / name)}
+        self.running[name] = self.cluster.add_node(num_cpus=1, object_store_memory=80 << 20, env_vars=own)
+
+    def lose(self, name):
+        self.cluster.remove_node(self.running.pop(name), allow_graceful=False)
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    nodes = Nodes(tmp_path / "nodes")
+    yield nodes
+    nodes.cluster.shutdown()
+
+
+def with_remote(repository):
+    repository.dvc("remote", "add", "--default", "store", str(repository.folder.parent / "remote"))
+    repository.commit("a remote")
+    return repository
+
+
+def start(repository, address, log):
+    """`regbench repro --cluster address`: the process, its output in `log`."""
+    command = (sys.executable, "-m", "regbench", "repro", "--cluster", address)
+    with open(log, "a") as file:
+        return subprocess.Popen(command, cwd=repository.folder, env=repository.environment(), stdout=file, stderr=file)
+
+
+def wait_for(log, pattern, process):
+    """Wait until `log` has `pattern`, as long as the process goes on; the match."""
+    while not (found := re.search(pattern, log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    return found
+
+
+def test_lost_nodes_killed_tasks_and_a_restarted_head_give_the_bits_of_one_machine(image_folder, nodes, tmp_path):
+    params = scratch.tiny_params(image_folder, **scratch.TINIEST, reg={"none": 0, "l2": 0.01, "l1": 0.001})
+    repository = with_remote(scratch.copy_project(tmp_path / "project", params))
+    repository.run("git", "clone", "-q", str(repository.folder), str(tmp_path / "alone"))
+    log = tmp_path / "log"
+    for name in ("one", "two"):
+        nodes.add(name)
+    head = start(repository, nodes.address, log)
+    wait_for(log, "2 running", head)
+
+    # A task: the worker process is killed, and its training goes with it.
+    task = next(process for process in psutil.process_iter(["cmdline"]) if "ray::_task" in _command_line(process))
+    task.kill()
+    wait_for(log, "attempt 2", head)
+    # A node, with what is on it.
+    nodes.lose("one")
+    shutil.rmtree(nodes.folder / "one", ignore_errors=True)
+    wait_for(log, r"done on", head)
+    # The head, in the midst of it; and as if dvc had just been writing.
+    head.send_signal(signal.SIGKILL)
+    head.wait()
+    whole = repository.read("dvc.lock")
+    repository.write("dvc.lock", whole[: whole.rindex("deps:") + 5])
+    nodes.add("three")
+    done = re.findall(r"^(\S+) done on", log.read_text(), re.MULTILINE)
+    second = tmp_path / "second"
+    head = start(repository, nodes.address, second)
+    assert head.wait() == 0, second.read_text()
+    assert "dvc.lock is damaged; deleted it" in second.read_text()
+    again = re.findall(r"^(\S+) running on", second.read_text(), re.MULTILINE)
+    assert not set(done) & set(again)
+    assert "Data and pipelines are up to date" in repository.dvc("status")
+
+    alone = Repository(tmp_path / "alone")
+    alone.dvc("repro")
+    for path in ("metrics/summary.json", "plots/curves.csv", "report.json"):
+        assert repository.read(path) == alone.read(path)
+
+
+def _command_line(process):
+    return " ".join(process.info["cmdline"] or ())
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on_while_the_remote_store_is_away(stub, nodes, tmp_path):
+    repository = with_remote(stub)
+    nodes.add("one")
+    slow_or_broken = "run = sys.argv[1]\nassert run != 'l2-0'\ntime.sleep(5)\n"
+    repository.replace("stages/train.py", "run = sys.argv[1]\n", slow_or_broken)
+    remote = tmp_path / "remote"
+    log = tmp_path / "log"
+    head = start(repository, nodes.address, log)
+    wait_for(log, "none-0 running on", head)
+    # Away: a file is in its place.
+    remote.rename(remote.with_name("away"))
+    remote.touch()
+    time.sleep(random.uniform(0, 10))
+    remote.unlink()
+    remote.with_name("away").rename(remote)
+    assert head.wait() == 1, log.read_text()
+    output = log.read_text()
+    assert "Uncommitted changes are sent along: stages/train.py" in output
+    assert "l2-0 failed; the end of .regbench/cluster/l2-0.log" in output and "AssertionError" in output
+    assert "error: 1 of 2 runs are missing: l2-0" in output
+    assert "none-0 done on" in output
+    assert not re.search(r"l2-0 running on .*attempt 2", output)
+
+
+def test_what_the_remote_store_has_is_not_trained(stub, nodes, clone, tmp_path):
+    repository = with_remote(stub)
+    repository.regbench("repro")
+    repository.commit("results")
+    repository.regbench("push")
+    other = clone(repository)
+    (other.folder / "dvc.lock").unlink()
+    log = tmp_path / "log"
+    assert start(other, nodes.address, log).wait() == 0, log.read_text()
+    assert '2 runs; the cache and the remote store "store" have the results of 2' in log.read_text()
+    again = tmp_path / "again"
+    assert start(other, nodes.address, again).wait() == 0
+    assert "Everything is up to date." in again.read_text()
+
+
+def test_nothing_begins_without_a_remote_store_or_a_cluster(stub):
+    output = stub.regbench("repro", "--cluster", "127.0.0.1:1", check=False)
+    assert stub.returncode == 1
+    assert "share nothing but DVC's remote store, and this repository has no default one" in output
+    with_remote(stub)
+    output = stub.regbench("repro", "--cluster", "127.0.0.1:1", check=False)
+    assert stub.returncode == 1 and "error: there is no Ray cluster at 127.0.0.1:1" in output
+    assert "Traceback" not in output
+
+
+def test_patience_ends():
+    attempts = []
+
+    def away():
+        attempts.append(1)
+        raise worker.CutOffError("away")
+
+    with pytest.raises(worker.CutOffError):
+        worker.patiently(away, waits=(0, 0))
+    assert len(attempts) == 3
+
+
+# Ends as by `kill -9` when dvc has noted the first of the two files that it is about to push.
+KILLED_PUSH = """
+import os, signal, sys
+from dvc.repo import Repo
+import dvc_data.index.collect
+
+module, noted = sys.modules["dvc_data.index.collect"], []
+note = module._collect_from_index
+
+def note_one(*args, **kwargs):
+    if noted:
+        os.kill(os.getpid(), signal.SIGKILL)
+    noted.append(note(*args, **kwargs))
+
+module._collect_from_index = note_one
+Repo().push(targets=["two"])
+"""
+
+
+def test_a_push_after_one_that_was_killed_pushes_all(tmp_path):
+    repository = Repository(tmp_path / "project")
+    repository.folder.mkdir()
+    repository.run("git", "init", "-q")
+    repository.dvc("init", "-q")
+    remote = tmp_path / "remote"
+    repository.dvc("remote", "add", "--default", "store", str(remote))
+    repository.write("dvc.yaml", "stages: {two: {cmd: 'echo 1 > a; echo 2 > b', outs: [a, b]}}")
+    repository.dvc("repro", "-q")
+    repository.run(sys.executable, "-c", KILLED_PUSH, check=False)
+    assert repository.returncode == -signal.SIGKILL and not remote.exists()
+
+    worker.push(["two"], repository.folder)
+    assert len([path for path in remote.rglob("*") if path.is_file()]) == 2
+
+
+def test_a_command_ends_with_its_task(tmp_path):
+    """What a killed worker leaves behind would train beside the next attempt."""
+    code = (
+        "import os; from regbench.runner import worker\n"
+        "command = ('bash', '-c', 'sleep 1000 & echo $! > pid; echo begun; wait')\n"
+        "for line in worker.lines(worker.start(command, worker.environment(1))): print(line, flush=True)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(scratch.ROOT / "src")}
+    with subprocess.Popen((sys.executable, "-c", code), cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as task:
+        task.stdout.readline()
+        child = psutil.Process(int((tmp_path / "pid").read_text()))
+        task.kill()
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_how_a_command_ends_is_passed_on():
+    for command, code in ((("true",), 0), (("bash", "-c", "exit 3"), 3), (("bash", "-c", "kill -9 $$"), 137)):
+        with worker.start(command, worker.environment(1)) as process:
+            assert (list(worker.lines(process)), process.wait()) == ([], code)
+    with worker.start(("printf", "1 %%\\r2 %%\\rdone\\n"), worker.environment(1)) as process:
+        assert list(worker.lines(process)) == ["1 %\r", "2 %\r", "done\n"]
