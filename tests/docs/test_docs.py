@@ -65,7 +65,6 @@ ELSEWHERE = {
     "make check": "review/test_check.py::test_a_clone_without_a_cache",
     "make help": "runner/test_makefile.py::test_help_names_every_target",
     "make pr-report": "review/test_pull_request.py::test_nothing_changed",
-    "make pr-report BASE=HEAD": "review/test_pull_request.py::test_regularizers_change_come_and_go",
     "make pr-report BASE=origin/main": "review/test_pull_request.py::test_regularizers_change_come_and_go",
     "make repro": "runner/test_makefile.py::test_repro",
     "make repro CLUSTER=…": "runner/test_makefile.py::test_repro",

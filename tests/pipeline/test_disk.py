@@ -30,6 +30,27 @@ def stage(repository, name, check=True):
     return repository.run(sys.executable, f"stages/{name}.py", *arguments, check=check)
 
 
+MADE = {
+    "plan": "plans/report.json",
+    "prepare": "prepared/test",
+    "train": "runs/l2-0/model.keras",
+    "evaluate": "runs/l2-0/evaluation",
+    "report": "report.md",
+}
+"""What each stage makes, in order."""
+
+
+def ready(repository, name):
+    """Run the stages before `name` that have not run, and take away what `name` makes."""
+    for earlier in MADE:
+        path = repository.folder / MADE[earlier]
+        if earlier == name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            return
+        if not path.exists():
+            stage(repository, earlier)
+
+
 def fill(repository, left):
     """Let a file take all of the disk but `left` bytes; it is returned."""
     ballast = repository.folder.parent / "ballast"
@@ -42,7 +63,7 @@ def made(repository):
     """{path: size} of what a stage gave its final name."""
     roots = [repository.folder / root for root in ("plans", "prepared", "runs", "metrics", "plots")]
     files = [path for root in roots for path in root.rglob("*")]
-    named = [path for path in files if path.is_file() and "partial" not in path.name]
+    named = [path for path in files if path.is_file() and "partial" not in str(path.relative_to(repository.folder))]
     return {str(path.relative_to(repository.folder)): path.stat().st_size for path in named}
 
 
@@ -56,6 +77,7 @@ def made(repository):
     ],
 )
 def test_full_disk(repository, name, sizes):
+    ready(repository, name)
     before = made(repository)
     for left in sizes:
         ballast = fill(repository, left)
@@ -75,6 +97,7 @@ def test_full_disk(repository, name, sizes):
 
 @pytest.mark.parametrize("name", ["plan", "prepare", "train", "evaluate", "report"])
 def test_read_only_disk(repository, name):
+    ready(repository, name)
     disk = repository.folder.parent
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:

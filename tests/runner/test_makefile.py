@@ -9,6 +9,9 @@ from scratch import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+"""The environment without what a make that runs these tests has put there."""
+
 
 @pytest.fixture
 def make(tmp_path):
@@ -20,7 +23,7 @@ def make(tmp_path):
 
     def call(*arguments, **environment):
         command = ("make", "--dry-run", *arguments)
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, text=True, capture_output=True)
+        done = subprocess.run(command, cwd=tmp_path, env=OUTSIDE | environment, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -46,7 +49,7 @@ def test_a_python_of_the_environment_does_not_count(make, tmp_path):
 
 
 def test_help_names_every_target():
-    done = subprocess.run(("make", "help"), cwd=ROOT, text=True, capture_output=True, check=True)
+    done = subprocess.run(("make", "help"), cwd=ROOT, env=OUTSIDE, text=True, capture_output=True, check=True)
     targets = (ROOT / "Makefile").read_text().partition(".PHONY: ")[2].splitlines()[0].split()
     assert {line.split()[1] for line in done.stdout.splitlines()} == set(targets)
     assert max(map(len, done.stdout.splitlines())) <= 80
