@@ -1,4 +1,4 @@
-"""What the review asks of Git. Errors are in words."""
+"""What the review and the runner ask of Git. Errors are in words."""
 
 import os
 import subprocess
@@ -53,13 +53,18 @@ def last_commit_of(path: str | Path) -> str | None:
     return output("log", "-1", "--format=%H", "--", str(path)).strip() or None
 
 
-def output(*arguments: str) -> str:
+def output(*arguments: str, input: bytes | None = None, **variables: str) -> str:
     """What a Git command prints.
+
+    Args:
+        arguments: the command, without `git`.
+        input: what it reads from its standard input.
+        variables: further environment variables.
 
     Raises:
         UserError: it failed; with what Git says.
     """
-    done = _run(*arguments)
+    done = _run(*arguments, input=input, **variables)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip()[-500:]
         raise UserError(f"`git {arguments[0]}` failed in {Path.cwd()}: {reason}")
@@ -70,10 +75,11 @@ def _names(*arguments: str) -> set[str]:
     return {name for name in output(*arguments).split("\0") if name}
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess:
+def _run(*arguments: str, input: bytes | None = None, **variables: str) -> subprocess.CompletedProcess:
     try:
         command = ["git", "--literal-pathspecs", *arguments]
-        return subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
+        environment = os.environ | {"LC_ALL": "C"} | variables
+        return subprocess.run(command, input=input, capture_output=True, env=environment)
     except FileNotFoundError:
         raise UserError("Git is not installed, or not on the PATH") from None
     except ValueError as error:  # a path that no file can have, from a damaged file

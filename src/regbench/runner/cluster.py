@@ -7,7 +7,6 @@ lost, and ships this code. DVC's run cache knows what is done.
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ import yaml
 
 from regbench import params
 from regbench.errors import UserError
+from regbench.review import git
 from regbench.runner import local, store, worker
 from regbench.runner.lock import LOCK
 
@@ -142,32 +142,25 @@ def _push(targets: list[str], run_cache: bool = False) -> None:
     worker.patiently(lambda: worker.push(targets, run_cache=run_cache), _say)
 
 
-def _git(*arguments: str, **options: Any) -> bytes:
-    done = subprocess.run(("git", *arguments), capture_output=True, **options)
-    if done.returncode:
-        raise UserError(f"git {arguments[0]} failed: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
-
-
 def _project(remote: str) -> worker.Project:
     """This working tree as it travels: every file that Git does not ignore, committed or not."""
-    changed = [line[3:] for line in _git("status", "--porcelain").decode().splitlines() if line[3:] != str(LOCK)]
+    changed = [line[3:] for line in git.output("status", "--porcelain").splitlines() if line[3:] != str(LOCK)]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         _say(f"Uncommitted changes are sent along: {', '.join(changed[:5])}{more}")
     with tempfile.TemporaryDirectory() as folder:
         # An index of its own leaves the user's alone; fixed dates and names let equal files make an equal commit.
-        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
+        environment = {"GIT_INDEX_FILE": f"{folder}/index"}
         for who in ("GIT_AUTHOR", "GIT_COMMITTER"):
             environment |= {f"{who}_NAME": "regbench", f"{who}_EMAIL": "", f"{who}_DATE": "2000-01-01T00:00Z"}
-        _git("add", "--all", env=environment)
-        short = _git("hash-object", "-w", "--stdin", input=_short_lock()).decode().strip()
-        _git("update-index", "--add", "--cacheinfo", f"100644,{short},{LOCK}", env=environment)
-        tree = _git("write-tree", env=environment).decode().strip()
-        commit = _git("commit-tree", tree, "-m", "snapshot", env=environment).decode().strip()
-        _git("update-ref", worker.SNAPSHOT, commit)
-        _git("bundle", "create", f"{folder}/bundle", worker.SNAPSHOT)
-        _git("update-ref", "-d", worker.SNAPSHOT)
+        git.output("add", "--all", **environment)
+        short = git.output("hash-object", "-w", "--stdin", input=_short_lock()).strip()
+        git.output("update-index", "--add", "--cacheinfo", f"100644,{short},{LOCK}", **environment)
+        tree = git.output("write-tree", **environment).strip()
+        commit = git.output("commit-tree", tree, "-m", "snapshot", **environment).strip()
+        git.output("update-ref", worker.SNAPSHOT, commit)
+        git.output("bundle", "create", f"{folder}/bundle", worker.SNAPSHOT)
+        git.output("update-ref", "-d", worker.SNAPSHOT)
         bundle = Path(f"{folder}/bundle").read_bytes()
     config = Path(".dvc/config.local")
     return worker.Project(tree, bundle, (config.read_text() if config.exists() else "") + _place(remote))
