@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster repro check pr-report test test-fast lint bench lock clean
+.PHONY: help setup cluster repro check pr-report docs test test-fast test-fuzz lint bench lock clean
 
 # What `make NAME=value` gives; a variable of this name in the environment is somebody else's and does not count.
 given = $(if $(filter command,$(origin $1)),$($1))
@@ -46,11 +46,17 @@ check: $(INSTALLED) ## fail unless the committed results are up to date
 pr-report: $(INSTALLED) ## print what changed since BASE=origin/main, as Markdown
 	@$(BIN)/regbench pr-report "$(BASE)" --images "$(IMAGES)"
 
+docs: $(INSTALLED) ## fill the tables of README.md and docs/ from the committed JSON
+	@$(BIN)/regbench docs
+
 test: $(INSTALLED) ## run all tests
 	@$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## run the tests that take seconds and no git, dvc or network
 	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"
+
+test-fuzz: $(INSTALLED) ## run the tests that make up their input, on five times as much
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many
 
 lint: $(INSTALLED) ## check style, type hints and which room imports which
 	@$(BIN)/ruff check .

@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import ablation  # noqa: E402
+from measure import spread  # noqa: E402
 from scratch import copy_project  # noqa: E402
 
+from regbench.review import blocks  # noqa: E402
 from regbench.runner import worker  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results.json"
@@ -37,16 +39,6 @@ SIZES = (
     (224, 16, 320, 40, 3),
 )
 SINGLE = ("pipeline", "limit", "agreement")
-
-
-def spread(values):
-    """{"median", "low", "high", "n"} of some numbers."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "low": round(min(values), 4),
-        "high": round(max(values), 4),
-        "n": len(values),
-    }
 
 
 def python(*arguments, cwd=ROOT, plain=False, **environment):
@@ -183,14 +175,7 @@ def preparing(folder):
     return {"from_tfds_seconds": spread(again), "download_included_seconds": round(fresh, 1)}
 
 
-def processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
-
-
-PARTS = ("prepare", "comparison", "trainings", "ablation", "all_of_cifar10", "larger_than_memory", *SINGLE)
+PARTS = ("prepare", "comparison", "trainings", "ablation", "kinds", "all_of_cifar10", "larger_than_memory", *SINGLE)
 
 
 def main():
@@ -198,13 +183,16 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these; all by default: {', '.join(PARTS)}")
     parser.add_argument("--epochs", type=int, help="of the comparison, instead of those in params.yaml")
     parser.add_argument("--seeds", type=int, help="of the comparison: as many, instead of those in params.yaml")
-    parser.add_argument("--rounds", type=int, help="of the comparison and the ablation; 3 and 5 by default")
+    parser.add_argument(
+        "--rounds", type=int, help="of the comparison, the ablation and the kinds; 3, 5 and 5 by default"
+    )
     arguments = parser.parse_args()
     parts = arguments.parts or PARTS
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    this = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    made = blocks.made_here()
+    this = {"processor": made["processor"], "cores": made["cores"], "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as scratch:
         whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
         data = whole / "prepared"
@@ -221,6 +209,8 @@ def main():
                 measured = {"table": trainings(data)}
             elif part == "ablation":
                 measured = ablation_table(data, arguments.rounds or 5)
+            elif part == "kinds":
+                measured = python("benchmarks/kinds.py", data, arguments.rounds or 5)[0]
             elif part == "all_of_cifar10":
                 measured = python("benchmarks/measure.py", "regbench", data, 32, 32, 50_000, 10_000, 1)[0]
             elif part == "larger_than_memory":
@@ -228,32 +218,10 @@ def main():
             else:
                 measured = python("benchmarks/measure.py", part, data, 32, 32, 16_000, 2_000)[0]
             say(f"{part}: {json.dumps(measured)}")
-            results[part] = {"date": datetime.date.today().isoformat(), "machine": this} | measured
+            results[part] = {"date": made["date"], "commit": made["commit"], "machine": this} | measured
             # After each part, so that a run that is cut off keeps what it has.
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    show(results)
-
-
-def show(results):
-    """Print the results as Markdown, for docs/speed.md."""
-    print("\n| image, batch | median of processes | article's way | regbench | ratio |\n|---|---|---|---|---|")
-    units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
-    for row in results.get("trainings", {}).get("table", ()):
-        for key, unit in units.items():
-            sides = (row[way][key] for way in ("article", "regbench"))
-            texts = [f"{side['median']:.1f} ({side['low']:.1f}–{side['high']:.1f})" for side in sides]
-            print(
-                f"| {row['image_size']} px, {row['batch_size']} | {unit} | {' | '.join(texts)} | {row['ratio'][key]} |"
-            )
-    if "ratio" in (whole := results.get("comparison", {})):
-        article, ours = (whole[key]["median"] for key in ("article_seconds_a_run", "regbench_seconds"))
-        title = f"whole comparison, {whole['runs']} runs of {whole['epochs']} epochs"
-        print(f"| {title} | s | {whole['runs']} × {article:.0f} | {ours:.0f} | {whole['ratio']['median']} |")
-    if table := results.get("ablation"):
-        print("\n| without | step | epoch | first step |\n|---|---|---|---|")
-        for name, row in table["without_percent"].items():
-            print(f"| {name} | {' | '.join(f'{value:+.1f} %' for value in row.values())} |")
-    print(f"\nEverything else: {RESULTS.relative_to(ROOT)}")
+    say("`make docs` writes the tables of docs/speed.md")
 
 
 if __name__ == "__main__":

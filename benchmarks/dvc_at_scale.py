@@ -36,7 +36,7 @@ if stage == "prepare":
 elif stage == "report":
     write("report.md", "report")
     write("report.json", "{}")
-    for figure in "accuracy layers learning_curves norms pruning reg_loss strength weights".split():
+    for figure in "accuracy corruptions effects layers learning_curves norms pruning reg_loss strength weights".split():
         write(f"plots/{figure}.png", "")
     write("plots/curves.csv", "regularizer,epoch,rev\\n")
     names = json.load(open("names.json"))

@@ -84,7 +84,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
     """One training; `without` names a trick of `ablation.TRICKS` that is switched off."""
     import ablation
 
-    from regbench import runtime
+    from regbench import live, runtime
 
     ablation.before_start(without)
     runtime.start()
@@ -95,7 +95,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
     history.Recorder = times = timed(history.Recorder)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.FOLDER = Path(folder) / "checkpoints"
-        history.LOG = Path(folder) / "log"
+        live.LOG = Path(folder) / "log"
         fit.train(plan_of(size, batch, train, epochs), Path(data), Path(folder) / "run")
     return result(times)
 
@@ -144,6 +144,16 @@ def pipeline(data, size, batch, train, validation):
         images = sum(len(labels) for _, labels in batches)
         rates.append(images / (time.perf_counter() - started))
     return {"images_per_second": round(statistics.median(rates)), "n": len(rates)}
+
+
+def spread(values):
+    """{"median", "low", "high", "n"} of some numbers."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "low": round(min(values), 4),
+        "high": round(max(values), 4),
+        "n": len(values),
+    }
 
 
 def median_step(times):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from regbench import errors, plan, runtime
+from regbench import errors, live, plan, runtime
 
 
 def main() -> None:
@@ -14,8 +14,9 @@ def main() -> None:
     parser.add_argument("run", help="a regularizer and a seed, such as l2-0")
     run = parser.parse_args().run
     settings = plan.read(f"plans/{run}/train.json")
+    live.require(live.wanted())
     # TensorFlow loads from here on: a missing plan has been reported by now.
-    runtime.start(deterministic=not settings["train"].jit)
+    runtime.start(deterministic=settings["train"].deterministic, jit=settings["train"].jit)
     from regbench.training import fit
 
     fit.train(settings)

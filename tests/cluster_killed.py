@@ -54,7 +54,7 @@ def try_to_break(folder, chance, seeds, pause):
     repository.run("git", "clone", "-q", str(repository.folder), str(alone))
     alone = scratch.Repository(alone)
 
-    nodes = test_cluster.Nodes(folder / "nodes")
+    nodes = test_cluster.Nodes(test_cluster.head(), folder / "nodes")
     for index in range(3):
         nodes.add(f"node{index}")
     happened, logs = Counter(), [folder / "log0"]

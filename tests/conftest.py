@@ -1,8 +1,26 @@
 """Fixtures for all rooms; what they are made of is in scratch.py."""
 
+import fcntl
+import os
+import shutil
+from collections import Counter
+
 import pytest
 import scratch
 import yaml
+from hypothesis import settings as hypothesis_settings
+
+hypothesis_settings.register_profile("few", max_examples=100, deadline=None)
+hypothesis_settings.register_profile("many", max_examples=500, deadline=None)
+hypothesis_settings.load_profile("few")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker has a long one left when the others have ended."""
+    seconds = Counter()
+    for item in items:
+        seconds[item.path] += 5 if item.get_closest_marker("dvc") else 2 if item.get_closest_marker("slow") else 0.1
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -12,9 +30,57 @@ def cifar10_sample():
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory):
+def once(tmp_path_factory):
+    """A function (name, build) to a folder that all processes of pytest share: the first one calls `build(folder)`."""
+    of_a_worker = "PYTEST_XDIST_WORKER" in os.environ
+    root = tmp_path_factory.getbasetemp().parent if of_a_worker else tmp_path_factory.getbasetemp()
+
+    def folder(name, build):
+        place = root / "shared" / name
+        place.parent.mkdir(exist_ok=True)
+        with open(place.parent / f"{name}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if lock.read() != "built":
+                shutil.rmtree(place, ignore_errors=True)
+                build(place)
+                lock.write("built")
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(once):
     """The sample as a folder of class folders of PNGs."""
-    return scratch.write_image_folder(tmp_path_factory.mktemp("images") / "cifar10 sample")
+    return once("cifar10 sample", scratch.write_image_folder)
+
+
+@pytest.fixture(scope="session")
+def split_images(image_folder, once):
+    """The sample with a test split of its own."""
+
+    def build(folder):
+        for path in sorted(image_folder.rglob("*.png")):
+            target = folder / ("test" if int(path.stem) % 4 == 0 else "train") / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+    return once("split images", build)
+
+
+@pytest.fixture(scope="session")
+def trained(split_images, once):
+    """A scratch repository with none and l2 trained by `dvc repro` and committed, at the tiniest size; to be copied."""
+
+    def build(folder):
+        params = scratch.tiny_params(split_images, **scratch.TINIEST)
+        params["reg"] = {"none": 0, "l2": 0.01}
+        repository = scratch.copy_project(folder, params)
+        repository.dvc("repro")
+        repository.commit("results")
+
+    return once("trained project", build)
 
 
 @pytest.fixture

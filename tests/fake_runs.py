@@ -4,19 +4,48 @@ from pathlib import Path
 
 import numpy as np
 
-from regbench import files
+from regbench import catalogue, files
 from regbench.params import Regularizer, Report, Term
 from regbench.report.runs import HISTORY_COLUMNS
 
 IMAGES = 400
+CORRUPTED = 100
+"""How many test images were corrupted."""
 CLASSES = [f"class {index}" for index in range(10)]
 
 
-def report_plan(reg=None, seeds=(0,), baseline="none"):
-    """A plan as `plan.read("plans/report.json")` returns it, of `{name: (kind, strength)}`; its file is written too."""
+TWELVE = {
+    "none": None,
+    "l1": ("l1", 1e-5),
+    "l2": ("l2", 1e-4),
+    "max_norm": ("max_norm", 3.0),
+    "dropout": ("dropout", 0.2),
+    "stochastic_depth": ("stochastic_depth", 0.2),
+    "gaussian_noise": ("gaussian_noise", 0.1),
+    "label_smoothing": ("label_smoothing", 0.1),
+    "mixup": ("mixup", 0.2),
+    "random_erasing": ("random_erasing", 0.25),
+    "ema": ("ema", 0.99),
+    "mixup_l2": [("mixup", 0.2), ("l2", 1e-4)],
+}
+"""Lines of many kinds, for `report_plan`."""
+
+
+def report_plan(reg=None, seeds=(0,), baseline="none", costs=None):
+    """A plan as `plan.read("plans/report.json")` returns it, of `{name: (kind, strength), or several of these}`.
+
+    Its file is written too.
+    """
     reg = reg or {"none": None, "l1": ("l1", 0.001), "l2": ("l2", 0.001)}
     files.write_json("plans/report.json", {"seeds": list(seeds), "reg": list(reg), "baseline": baseline})
-    terms = {name: () if line is None else (Term(*line, "all"),) for name, line in reg.items()}
+    scope = {kind.name: kind.scope and "all" for kind in catalogue.kinds().values()}
+    terms = {
+        name: tuple(
+            Term(*term, scope.get(term[0], "all"))
+            for term in (line if isinstance(line, list) else [line] if line else [])
+        )
+        for name, line in reg.items()
+    }
     return {
         "dataset": "cifar10",
         "image_size": 32,
@@ -24,6 +53,7 @@ def report_plan(reg=None, seeds=(0,), baseline="none"):
         "reg": {name: Regularizer(name, terms[name]) for name in reg},
         "seeds": list(seeds),
         "report": Report(baseline=baseline),
+        "costs": costs or {},
     }
 
 
@@ -32,7 +62,7 @@ def right(place, seed):
     return min(IMAGES, 200 + 40 * place + 8 * seed)
 
 
-def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40):
+def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40, corrupted=CORRUPTED):
     """Write every run of a plan.
 
     Validation has 20 images less right than test, training 50 more; epochs get better.
@@ -43,19 +73,29 @@ def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40):
         test: a function from a regularizer's place and a seed to how many test images are right.
         images: in each split.
         largest: how many of them are of the largest class.
+        corrupted: how many test images were corrupted.
     """
     for place, name in enumerate(plan["reg"]):
         for seed in plan["seeds"]:
-            write_run(Path(folder) / f"{name}-{seed}", place, test(place, seed), images, largest)
+            write_run(Path(folder) / f"{name}-{seed}", place, test(place, seed), images, largest, corrupted)
 
 
-def write_run(run, place, correct, images=IMAGES, largest=40):
-    """Write one run, of which so many test images are right."""
+def write_run(run, place, correct, images=IMAGES, largest=40, corrupted=CORRUPTED):
+    """Write one run, of which so many test images are right.
+
+    Of the images that were corrupted, the same share is right before. Each level takes 5 right ones away, of brightness
+    2.
+    """
 
     def scores(correct):
-        rest = {"accuracy": correct / images, "cross_entropy": 1.25, "calibration_error": 0.03}
+        rest = {"accuracy": correct / images, "cross_entropy": 1.25, "confidence": 0.6, "calibration_error": 0.03}
         return {"images": images, "correct": correct, **rest}
 
+    before = correct * corrupted // images
+    right = {
+        corruption: [max(0, before - loss * level) for level in (1, 2, 3)]
+        for corruption, loss in (("gaussian_noise", 5), ("gaussian_blur", 5), ("brightness", 2), ("jpeg", 5))
+    }
     shares = dict.fromkeys(("train", "validation", "test"), largest / images)
     evaluation = {
         "diverged": False,
@@ -68,6 +108,8 @@ def write_run(run, place, correct, images=IMAGES, largest=40):
         "validation": scores(max(0, correct - 20)),
         "test": scores(correct),
     }
+    if corrupted:
+        evaluation["corrupted"] = {"images": corrupted, "correct_before": before, "correct": right}
     folder = run / "evaluation"
     files.write_json(folder / "evaluation.json", evaluation)
     accuracy = correct / images

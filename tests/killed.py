@@ -34,7 +34,7 @@ LEFTOVERS = ("*.partial", "partial.*", "*.npz")
 def project(folder, images):
     """A scratch repository with one run of a second or so, in epochs of a twentieth."""
     sizes = {"data.train_images": 64, "data.validation_images": 20, "data.test_images": 20, "train.batch_size": 16}
-    model = {"model.width": 0.1, "train.epochs": 8, "evaluate.pruning": [0.5], "report.baseline": None}
+    model = {"model.network": "small_cnn", "train.epochs": 8, "evaluate.pruning": [0.5], "report.baseline": None}
     params = tiny_params(images, **sizes, **model)
     params["reg"] = {"l2": 0.001}
     return copy_project(folder, params)

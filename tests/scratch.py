@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import yaml
 from PIL import Image
 
@@ -56,6 +57,8 @@ def tiny_params(folder, **changes):
         "train.batch_size": 32,
         "train.learning_rate": 0.05,
         "train.schedule": "constant",
+        "train.cooldown_epochs": 0,
+        "evaluate.corrupted_images": 10,
     } | changes
     for key, value in changes.items():
         section, _, name = key.partition(".")
@@ -73,7 +76,7 @@ class Repository:
         self.folder = Path(folder)
 
     def environment(self):
-        """What a command in it should find: this Python, a name for Git, and the repository's own modules."""
+        """What a new process in it should find: this Python, a name for Git, and the repository's own modules."""
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder / "src"),
@@ -85,10 +88,10 @@ class Repository:
         return environment
 
     def run(self, *command, check=True, **environment):
-        """Run a command in it; what it printed, colours removed."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment() | environment, text=True, capture_output=True
-        )
+        """Run a command in it; what it printed, colours removed. `python`, `dvc` and its stages are `preloaded`."""
+        found = self.environment()
+        found["PATH"] = os.pathsep.join(filter(None, [preloaded.programs(), found["PATH"]]))
+        done = subprocess.run(command, cwd=self.folder, env=found | environment, text=True, capture_output=True)
         output = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout + done.stderr)
         if check:
             assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{output}"
@@ -96,10 +99,10 @@ class Repository:
         return output
 
     def dvc(self, *arguments, **options):
-        return self.run(sys.executable, "-m", "dvc", *arguments, **options)
+        return self.run("python", "-m", "dvc", *arguments, **options)
 
     def regbench(self, *arguments, **options):
-        return self.run(sys.executable, "-m", "regbench", *arguments, **options)
+        return self.run("python", "-m", "regbench", *arguments, **options)
 
     def commit(self, message):
         self.run("git", "add", "-A")
@@ -126,9 +129,15 @@ def copy_project(folder, params):
         capture_output=True,
         check=True,
     )
-    results = ("dvc.lock", "report.md", "report.json")
+    # README.md and docs/ have tables of the committed results.
+    results = ("dvc.lock", "report.md", "report.json", "README.md")
     for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file() and name not in results and not name.startswith(("metrics/", "plots/")):
+        if (
+            name
+            and (ROOT / name).is_file()
+            and name not in results
+            and not name.startswith(("metrics/", "plots/", "docs/"))
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

@@ -1,10 +1,15 @@
 """Which kinds of regularizer and which networks there are: a file each, read without TensorFlow.
 
-A file in `regularizers/` is a kind and a file in `networks/` is a network, under the file's name. Params, plan, error
-messages and `regbench list` learn of them here, from the files' syntax: importing them would import TensorFlow.
+A file in `regularizers/` is a kind and a file in `networks/` is a network, under the file's name. Networks are also
+those of `keras.applications`, under Keras's names, and a user's own, `./file.py:function`. Params, plan, error messages
+and `regbench list` learn of them here, from the files' syntax: importing them would import TensorFlow.
 """
 
 import ast
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +18,16 @@ from regbench.errors import UserError
 
 PACKAGE = Path(__file__).parent
 SCOPES = ("all", "backbone", "head", "no_depthwise")
-"""Which weights: all; the convolution kernels; kernel and bias of the last Dense layer; all but depthwise kernels."""
+"""Which weights: all; kernels but the head's; the head's, the last Dense layer's kernel and bias; all but depthwise."""
+
+PLACES = {
+    "in_network": "the network",
+    "on_batch": "batches",
+    "optimizer": "steps",
+    "climb": "steps",
+    "stops": "epochs",
+}
+"""What a kind that covers no weights acts on, by the function that it has."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +38,27 @@ class Entry:
         name: the file's name without suffix.
         path: the file.
         docstring: the file's.
-        scope: of a kind, which weights it covers where `reg` does not say; None for a network.
+        scope: of a kind, which weights it covers where `reg` does not say; None where it covers none, as of a network.
+        highest: the highest strength that a kind takes.
+        whole: whether a kind takes whole numbers only.
+        excludes: other kinds that a line with this kind may not have.
+        functions: the names of the file's functions, which of a kind say where it acts.
     """
 
     name: str
     path: Path
     docstring: str
     scope: str | None = None
+    highest: float = 1000
+    whole: bool = False
+    excludes: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+
+    @property
+    def acts_on(self) -> str:
+        """What a kind acts on: weights, named by its scope, or else a part of training."""
+        places = dict.fromkeys(place for name, place in PLACES.items() if name in self.functions)
+        return self.scope or ", ".join(places)
 
     @property
     def summary(self) -> str:
@@ -50,12 +78,147 @@ def networks() -> dict[str, Entry]:
     return {name: entry for name, entry in _entries("networks").items() if name != "layers"}
 
 
+@cache
+def applications() -> dict[str, Path]:
+    """{name: Keras's file that builds it} of the networks of `keras.applications`; Keras is not imported."""
+    found = importlib.util.find_spec("keras")
+    listed = Path(found.origin).parent / "applications/__init__.py" if found and found.origin else None
+    if listed is None or not listed.is_file():
+        return {}
+    return {
+        alias.name: listed.parents[2] / f"{node.module.replace('.', '/')}.py"
+        for node in syntax(listed).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if alias.name[0].isupper()
+    }
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `model.network` names.
+
+    Attributes:
+        name: as in params.
+        sources: the project's Python files that build it; those that they import are not among them.
+        options: which keys of `model:` its `build` takes as arguments.
+        smallest: the least side of its input, in pixels.
+        own: whether it is a user's own, `./file.py:function`.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    options: frozenset[str]
+    smallest: int = 1
+    own: bool = False
+
+
+def network(name: str) -> Network:
+    """Find a network by what `model.network` says.
+
+    Raises:
+        UserError: there is none; the message says which ones are near.
+    """
+    if name in networks():
+        path = networks()[name].path
+        return Network(name, (path,), _arguments(_function(syntax(path), "build")))
+    if name in applications():
+        return _application(name)
+    if ".py" in name or "/" in name:
+        path, function = own(name)
+        return Network(name, (PACKAGE / "networks/_own.py", path), _arguments(function), own=True)
+    known = [*networks(), *applications()]
+    hint = f"did you mean {found}? " if (found := nearest(name, known)) else ""
+    raise UserError(
+        f"{name[:60]!r} is not a network; {hint}(known: {', '.join(networks())}; those of keras.applications, such as "
+        "ResNet50; your own, ./file.py:function; `regbench list` shows all)"
+    )
+
+
+def _application(name: str) -> Network:
+    """A network of `keras.applications`; its options and least size are read from Keras's own file."""
+    tree = syntax(applications()[name])
+    options = {"batch_norm_momentum"} | ({"width"} if "alpha" in _arguments(_function(tree, name)) else set())
+    sizes = [
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "min_size" and isinstance(node.value, ast.Constant)
+    ]
+    return Network(name, (PACKAGE / "networks/_applications.py",), frozenset(options), max(sizes, default=1))
+
+
+def own(name: str) -> tuple[Path, ast.AST]:
+    """The file of a user's own network, `./file.py:function`, and what defines the function in it.
+
+    Raises:
+        UserError: the file is missing, outside of the project or not Python, or has no such function at its top level.
+    """
+    shown, (file, _, function) = repr(name if len(name) <= 60 else f"{name[:57]}..."), name.partition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        raise UserError(f"{shown} is not a network; your own is written as ./file.py:function")
+    if not is_file(file):
+        found = nearest(Path(file).name, (path.name for path in Path().glob("*.py")))
+        raise UserError(f"{shown}: there is no such file{f'; did you mean ./{found}?' if found else ''}")
+    path = Path(os.path.relpath(file))
+    if Path(file).is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{shown} should be in the project's folder, and its path relative to it: clones of the project and copies "
+            "that DVC trains in have no other"
+        )
+    defined = _function(syntax(path), function)
+    if defined is None:
+        functions = [node.name for node in syntax(path).body if isinstance(node, ast.FunctionDef)]
+        found = nearest(function, functions) or ", ".join(functions[:5])
+        raise UserError(
+            f"{shown}: the file has no function {function} at its top level{f'; it has {found}' if found else ''}"
+        )
+    return path, defined
+
+
+def _function(tree: ast.Module, name: str) -> ast.AST | None:
+    """What defines a function at the top level of a file: `def`, an assignment or an import."""
+    for node in tree.body:
+        names = []
+        if isinstance(node, ast.FunctionDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.asname or alias.name for alias in node.names]
+        if name in names:
+            return node
+    return None
+
+
+def _arguments(function: ast.AST | None) -> frozenset[str]:
+    if not isinstance(function, ast.FunctionDef):
+        return frozenset()
+    return frozenset(argument.arg for argument in (*function.args.args, *function.args.kwonlyargs))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like this one, whatever their cases; None where none is like it."""
+    names = {it.lower(): it for it in known}
+    found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return names[found[0]] if found else None
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file; false where the text can't be a path at all."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def syntax(path: Path) -> ast.Module:
     """The syntax tree of a Python file; a `UserError` where it is not valid."""
     try:
         return ast.parse(path.read_bytes())
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid Python: {error.msg}") from None
+    except ValueError as error:  # null bytes
+        raise UserError(f"{path}: not valid Python: {error}") from None
 
 
 def _entries(folder: str) -> dict[str, Entry]:
@@ -64,11 +227,17 @@ def _entries(folder: str) -> dict[str, Entry]:
         if path.stem.startswith("_"):
             continue
         tree = syntax(path)
-        scope = None
+        said = {}
         for node in tree.body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["SCOPE"]:
-                scope = ast.literal_eval(node.value)
-        if folder == "regularizers" and scope not in SCOPES:
-            raise UserError(f"{path} should set SCOPE to one of {', '.join(SCOPES)}; it is {scope!r}")
-        entries[path.stem] = Entry(path.stem, path, ast.get_docstring(tree) or "", scope)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+                "SCOPE",
+                "HIGHEST",
+                "WHOLE",
+                "EXCLUDES",
+            ):
+                said[ast.unparse(node.targets[0]).lower()] = ast.literal_eval(node.value)
+        if folder == "regularizers" and said.get("scope", "") not in (None, *SCOPES):
+            raise UserError(f"{path} should set SCOPE to None or one of {', '.join(SCOPES)}")
+        functions = tuple(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+        entries[path.stem] = Entry(path.stem, path, ast.get_docstring(tree) or "", functions=functions, **said)
     return entries

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that knows no × is no reason to stop
     chosen = _parser().parse_args(arguments)
+    chosen.given = sys.argv[1:] if arguments is None else arguments
 
     def call() -> None:
         check_code()
@@ -55,11 +57,47 @@ def repro(arguments: argparse.Namespace) -> None:
         print(f"\nTo use `dvc` and `regbench` in this shell, type: {hint}")
 
 
+def search(arguments: argparse.Namespace) -> None:
+    """Find a strength: train few of many, choose by validation accuracy, compare the choice with the baseline on test.
+
+    Each round is an experiment of DVC's, trained in a copy of the project. What was trained before is not trained
+    again, and a search that was killed goes on when the same command is called again.
+    """
+    from regbench import params
+    from regbench.search import line, search
+
+    settings = params.load()
+    ends = [*zip(arguments.lowest, arguments.highest, strict=False)]
+    if len(arguments.lowest) != len(arguments.highest):
+        raise UserError("--from and --to should be there equally often")
+    lines = line.lines(settings, arguments.target, arguments.over, ends, arguments.per_decade)
+    search.run(
+        search.Search(lines, settings, search.seeds_of(settings, arguments.seeds), Path.cwd()),
+        search.Place(arguments.jobs, arguments.cluster),
+        shlex.join(["regbench", *arguments.given]),
+        arguments.apply,
+    )
+
+
 def table(arguments: argparse.Namespace) -> None:
     """Show the table of the last report."""
     from regbench.report import table
 
     table.show()
+
+
+def watch(arguments: argparse.Namespace) -> None:
+    """Draw the curves of the runs while they train, in a page of the browser that updates itself. Ctrl-C ends it."""
+    from regbench.runner import watch
+
+    watch.watch(arguments.port)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Show the workspace, DVC's experiments and commits in a table: what each changed, and what came out."""
+    from regbench.review import experiments
+
+    experiments.show(arguments.commits, arguments.sort, arguments.md, arguments.csv)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -76,6 +114,13 @@ def pr_report(arguments: argparse.Namespace) -> None:
     print(pull_request.report(arguments.base, arguments.images))
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Print what changed from one commit or experiment to another, as Markdown. It needs Git only, no models."""
+    from regbench.review import pull_request
+
+    print(pull_request.between(arguments.first, arguments.second, arguments.images))
+
+
 def list_(arguments: argparse.Namespace) -> None:
     """List the kinds of regularizers for `reg`, and the networks for `model.network`, in params.yaml."""
     from rich.box import SIMPLE_HEAD
@@ -84,22 +129,55 @@ def list_(arguments: argparse.Namespace) -> None:
 
     from regbench import catalogue
 
-    kinds = Table("kind", "covers", "what it does", title="Kinds of regularizers (reg)", box=SIMPLE_HEAD)
+    kinds = Table("kind", "acts on", "what it does", title="Kinds of regularizers (reg)", box=SIMPLE_HEAD)
     for kind in catalogue.kinds().values():
-        kinds.add_row(kind.name, kind.scope, kind.summary)
+        kinds.add_row(kind.name, kind.acts_on, kind.summary)
     networks = Table("network", "what it is", title="Networks (model.network)", box=SIMPLE_HEAD)
     for network in catalogue.networks().values():
         networks.add_row(network.name, network.summary)
+    networks.add_row("./file.py:function", "Your own; docs/networks.md says what the function takes and returns.")
+    networks.add_row("of keras.applications", ", ".join(catalogue.applications()))
     console = Console()
     for found in (kinds, networks):
         found.title_justify = "left"
         console.print(found)
     console.print(
-        "A file in src/regbench/regularizers/ or src/regbench/networks/ adds one. A scope in params.yaml changes what "
-        "a line under reg covers: all; backbone, the kernels of convolutions; head, kernel and bias of the last "
-        "layer; no_depthwise, all but depthwise kernels. Formulas and sources are in docs/regularizers.md.",
+        "A file in src/regbench/regularizers/ or src/regbench/networks/ adds one. Kinds that act on weights have a "
+        "scope, which params.yaml can change: all; backbone, all kernels but the head's; head, kernel and bias of the "
+        "last layer; no_depthwise, all but depthwise kernels. The others act on a part of training. Formulas, sources "
+        "and usual strengths are in docs/regularizers.md.",
         highlight=False,
     )
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Name the class of each image, by a trained model, and its probability.
+
+    Images are read and resized as the images that the model was trained on. Those that can't be read are skipped.
+    """
+    from regbench import runtime
+    from regbench.evaluation import classify, saved
+
+    model, files = saved.find(arguments.model), classify.find(arguments.images)
+    saved.metadata(model)  # what is wrong with the file is said before TensorFlow starts
+    runtime.start(threads=runtime.evaluation_threads())
+    classify.show(model, files, arguments.csv)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a trained model in a format that other programs read: uint8 images in, logits out.
+
+    A .json beside it has the names of the classes.
+    """
+    from regbench import runtime
+    from regbench.evaluation import export, saved
+
+    model = saved.find(arguments.model)
+    path = export.place(model, arguments.to, arguments.out)
+    runtime.start()
+    export.export(model, arguments.to, path)
+    about = saved.metadata(model)
+    print(f"{path}: {about['input']} → {about['output']}; {path}.json has the classes")
 
 
 def mend(arguments: argparse.Namespace) -> None:
@@ -107,6 +185,13 @@ def mend(arguments: argparse.Namespace) -> None:
     from regbench.runner import lock
 
     print("\n".join(lock.mend()) or "There is nothing to mend.")
+
+
+def docs(arguments: argparse.Namespace) -> None:
+    """Fill the marked tables of README.md and docs/ from the committed JSON. `regbench repro` does it too."""
+    from regbench.review import blocks
+
+    print("\n".join(f"written: {path}" for path in blocks.fill()) or "Every table is what the JSON says.")
 
 
 def push(arguments: argparse.Namespace) -> None:
@@ -144,28 +229,94 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(call=call)
         return command
 
-    command = add("repro", repro, "train and evaluate what is out of date, and show the table")
-    place = command.add_mutually_exclusive_group()
-    place.add_argument("--jobs", type=_jobs, metavar="N", help="train N runs at a time; by default by cores and memory")
-    place.add_argument(
-        "--cluster", metavar="ADDRESS", help="train on the Ray cluster at this address; auto: this machine's"
+    def add_place(command: argparse.ArgumentParser) -> None:
+        place = command.add_mutually_exclusive_group()
+        place.add_argument(
+            "--jobs", type=_jobs, metavar="N", help="train N runs at a time; by default by cores and memory"
+        )
+        place.add_argument(
+            "--cluster", metavar="ADDRESS", help="train on the Ray cluster at this address; auto: this machine's"
+        )
+
+    def add_images(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--images", default="", metavar="URL", help="where the figures can be seen; a URL that ends in /"
+        )
+
+    add_place(add("repro", repro, "train and evaluate what is out of date, and show the table"))
+    command = add("search", search, "find a strength by few trainings")
+    command.add_argument(
+        "target", nargs="+", metavar="LINE", help="a key under reg, KEY.KIND where it has several kinds, or a kind"
     )
+    ends = {"type": float, "action": "append", "required": True, "metavar": "STRENGTH"}
+    command.add_argument("--from", dest="lowest", **ends, help="the weakest; once, or once for each LINE and --over")
+    command.add_argument("--to", dest="highest", **ends, help="the strongest")
+    command.add_argument("--over", metavar="KIND", help="a second kind on the same line, or KEY.KIND, searched with it")
+    command.add_argument("--seeds", type=_seeds, default=3, metavar="N", help="how many seeds the best gets; 3")
+    command.add_argument(
+        "--per-decade", type=int, choices=(1, 2, 3), default=2, help="strengths: 1; 1 and 3; or 1, 2 and 5"
+    )
+    command.add_argument("--apply", action="store_true", help="set the best in params.yaml")
+    add_place(command)
+    command = add("watch", watch, "draw the curves of the runs in the browser while they train")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="of this machine; by default a free one")
     add("table", table, "show the table of the last report")
+    command = add("show", show, "compare experiments and commits in a table")
+    command.add_argument(
+        "-n",
+        dest="commits",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="of the last N commits with other results; by default 3",
+    )
+    command.add_argument(
+        "--sort", choices=("val", "test", "name"), help="the best on validation or test first, or by name"
+    )
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--md", action="store_true", help="as Markdown")
+    form.add_argument("--csv", action="store_true", help="as CSV, with all digits")
     add("check", check, "fail unless the committed results are those of the committed params and code")
     command = add("pr-report", pr_report, "print what changed since another commit, as Markdown")
     command.add_argument("base", metavar="BASE", help="the commit to compare with, such as origin/main")
-    command.add_argument(
-        "--images", default="", metavar="URL", help="where the figures can be seen; a URL that ends in /"
-    )
+    add_images(command)
+    command = add("compare", compare, "print what changed from one commit or experiment to another")
+    command.add_argument("first", metavar="REV", help="a commit, a branch or an experiment's name")
+    command.add_argument("second", metavar="REV", nargs="?", help="another one; left out: the workspace")
+    add_images(command)
     add("list", list_, "list the kinds of regularizers and the networks")
+    command = add("predict", predict, "name the class of images, by a trained model")
+    model = {"metavar": "MODEL", "help": "a run, such as l2-0, or the path of a model.keras"}
+    command.add_argument("model", **model)
+    command.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of such")
+    command.add_argument("--csv", action="store_true", help="print comma-separated values")
+    command = add("export", export, "write a trained model in a format that other programs read")
+    command.add_argument("model", **model)
+    command.add_argument("--to", required=True, choices=("saved_model", "tflite", "onnx"), help="the format")
+    command.add_argument("--out", metavar="PATH", help="by default exports/RUN, with the format's suffix")
     add("push", push, "send the results of all commits to DVC's remote store")
+    add("docs", docs, "fill the tables of README.md and docs/ from the committed JSON")
     add("mend", mend, "replace a dvc.lock that DVC can't read")
     return parser
 
 
 def _jobs(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it should be a whole number from 1")
+    return _whole(text, 1)
+
+
+def _seeds(text: str) -> int:
+    return _whole(text, 2)
+
+
+def _whole(text: str, low: int) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it should be a whole number from {low}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it should be a whole number from 0")
     return int(text)
 
 

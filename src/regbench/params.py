@@ -20,7 +20,6 @@ from regbench.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 NAME_RULE = "a lower-case letter, then lower-case letters, digits or underscores"
-STRENGTH_RULE = "a number from 0 to 1000"
 
 
 class ParamsError(UserError):
@@ -70,7 +69,13 @@ class Data(Section):
 class Model(Section):
     """The network and its shape."""
 
-    network: str = Field(description="the name of a file in src/regbench/networks/")
+    network: str = Field(
+        description="the name of a file in src/regbench/networks/ or of keras.applications, or ./file.py:function"
+    )
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        description="the path of a .weights.h5, .keras or .h5 file, or null for none"
+    )
+    freeze: Annotated[str, Field(min_length=1)] | None = Field(description="the name of a layer, or null for none")
     width: float = Field(ge=0.1, le=4, description="a number from 0.1 to 4")
     batch_norm: bool = Field(description="true or false")
     batch_norm_momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
@@ -92,11 +97,13 @@ class Train(Section):
     synchronize_batch_norm: bool = Field(description="true or false")
     precision: Literal["float32", "bfloat16", "float16"] = Field(description="float32, bfloat16 or float16")
     jit: bool = Field(description="true or false")
+    deterministic: bool = Field(description="true or false")
 
 
 class Evaluate(Section):
     """What is measured of a trained model."""
 
+    corrupted_images: int = _whole(0, 10**9)
     near_zero: float = Field(ge=0, le=1, description="a number from 0 to 1")
     pruning: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], BeforeValidator(_list)] = Field(
         description="a list of numbers from 0, below 1"
@@ -118,13 +125,20 @@ class Cluster(Section):
     )
 
 
+class Live(Section):
+    """What other programs see of a training while it runs. Nothing of a result depends on it."""
+
+    tensorboard: bool = Field(default=False, description="true or false")
+    dvclive: bool = Field(default=False, description="true or false")
+
+
 @dataclass(frozen=True)
 class Term:
-    """One kind of regularizer at one strength, and which weights it covers."""
+    """One kind of regularizer at one strength, and which weights it covers; no scope: it does not act on weights."""
 
     kind: str
     strength: float
-    scope: str
+    scope: str | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,11 @@ class Regularizer:
 
     name: str
     terms: tuple[Term, ...] = ()
+
+    @property
+    def active(self) -> dict[str, Term]:
+        """{kind: term} of the terms that do something: a strength of 0 is no regularizer."""
+        return {term.kind: term for term in self.terms if term.strength}
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,7 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     cluster: Cluster = Cluster()
+    live: Live = Live()
 
     @property
     def runs(self) -> list[Run]:
@@ -245,29 +265,64 @@ def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | No
             hint = _nearest(kind, kinds if spelled_out else (*kinds, "none"))
             own = "" if spelled_out else ". Under a name of your own, write a mapping: {l2: 0.001}"
             problems.append(f"{within}: unknown kind of regularizer; {hint}{own}")
-        elif not _is_strength(strength):
-            problems.append(f"{within}: {_show(strength)} is not allowed; it should be {STRENGTH_RULE}")
+            continue
+        highest, number = kinds[kind].highest, "a whole number" if kinds[kind].whole else "a number"
+        is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool) and math.isfinite(strength)
+        if not is_number or not 0 <= strength <= highest or (kinds[kind].whole and strength % 1):
+            problems.append(f"{within}: {_show(strength)} is not allowed; it should be {number} from 0 to {highest}")
+        for other in set(kinds[kind].excludes) & set(strengths):
+            problems.append(f"{key}: {kind} and {other} can't go together; `regbench list` says what each does")
     if len(problems) > before:
         return None
-    terms = (Term(kind, float(strength), scope or kinds[kind].scope) for kind, strength in strengths.items())
+    if scope and not any(kinds[kind].scope for kind in strengths):
+        problems.append(f"{key}.scope: {' and '.join(strengths)} act on no weights, so there is nothing to choose")
+        return None
+    terms = (
+        Term(kind, float(strength), kinds[kind].scope and (scope or kinds[kind].scope))
+        for kind, strength in sorted(strengths.items())  # the order of a mapping's keys means nothing
+    )
     return Regularizer(name, tuple(terms))
-
-
-def _is_strength(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and 0 <= value <= 1000
 
 
 def _cross_checks(params: Params) -> Iterator[str]:
     """What concerns more than one key, or files."""
     if len(set(params.seeds)) < len(params.seeds):
         yield f"seeds: {_show(list(params.seeds))} is not allowed; each seed should be there once"
-    if params.model.network not in catalogue.networks():
-        hint = _nearest(params.model.network, catalogue.networks())
-        yield f"model.network: {_show(params.model.network)} is not a network; {hint}"
+    yield from _model_checks(params)
     baseline = params.report.baseline
     if baseline is not None and baseline not in params.reg:
         yield f"report.baseline: {_show(baseline)} is not a key under reg; {_nearest(baseline, params.reg)}"
+
+
+NEUTRAL = {"width": 1.0, "batch_norm": True, "batch_norm_momentum": 0.99}
+"""The values of options of `model:` that a network without the option is allowed."""
+
+
+def _model_checks(params: Params) -> Iterator[str]:
+    """Whether there is the network that `model:` asks for, with these options, and its weights file."""
+    model = params.model
+    try:
+        network = catalogue.network(model.network)
+    except UserError as error:
+        yield f"model.network: {error}"
+    else:
+        for option, neutral in NEUTRAL.items():
+            value = getattr(model, option)
+            if option not in network.options and value != neutral:
+                yield (
+                    f"model.{option}: {_show(value)} is not allowed; {_show(model.network)} does not have this option, "
+                    f"so it should be {_show(neutral)}"
+                )
+        if params.data.image_size < network.smallest:
+            yield (
+                f"data.image_size: {params.data.image_size} is not allowed; {model.network} takes images of "
+                f"{network.smallest} pixels or more"
+            )
+    if model.weights is not None:
+        if not model.weights.endswith((".h5", ".keras")):
+            yield f"model.weights: {_show(model.weights)} is not a .weights.h5, .keras or .h5 file"
+        elif not catalogue.is_file(model.weights) and not catalogue.is_file(f"{model.weights}.dvc"):
+            yield f"model.weights: there is no file {_show(model.weights)}, nor a .dvc file beside it"
 
 
 def _describe(details: dict) -> str:

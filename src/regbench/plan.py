@@ -4,9 +4,10 @@ A stage of DVC depends on its plan and on the outputs of earlier stages, on noth
 after every edit, which takes a second. Where a plan comes out the same, nothing behind it runs.
 
     plans/prepare.json          which images; the code that reads and writes them
-    plans/l2-0/train.json       one run: settings, regularizer, the code it uses, versions of TensorFlow and Keras
+    plans/l2-0/train.json       one run: settings, regularizer, the code it uses, a user's own network and the weights
+                                that it starts from among it, versions of TensorFlow and Keras
     plans/l2-0/evaluate.json    what is measured of it, and the code that does it
-    plans/report.json           which runs are compared, and the code that does it
+    plans/report.json           which runs are compared, what a step of each kind costs, and the code that does it
 
 A plan is also the record of a run for people: one reads there what `l2-0` was. `train` takes its settings from its plan
 and never reads params.yaml, so it can't use a setting that the plan does not hold.
@@ -15,10 +16,12 @@ and never reads params.yaml, so it can't use a setting that the plan does not ho
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from regbench import catalogue, files
 from regbench.errors import UserError
@@ -34,9 +37,13 @@ WITHOUT_RESULT = (
     "regbench.cores",
     "regbench.catalogue",
     "regbench.params",
+    "regbench.live",
     "regbench.plan",
 )
-"""Modules that stages import and no result depends on: messages, threads, and what makes the plans themselves."""
+"""Modules that stages import and no result depends on: words, threads, and what makes the plans themselves."""
+
+COSTS = Path("benchmarks/results.json")
+"""What `make bench` has measured; its part `kinds` has the time of a step of each kind, where that without one is 1."""
 
 OUTPUTS = (FOLDER, Path("prepared"), Path("runs"), Path("plots"), Path("metrics"))
 """Folders that the pipeline writes; DVC empties them before a stage runs."""
@@ -46,9 +53,10 @@ def write(settings: Params, folder: Path = FOLDER) -> list[Path]:
     """Write every plan that `settings` ask for, and remove those they no longer ask for.
 
     Raises:
-        UserError: `data.dataset` is a folder that a stage would overwrite.
+        UserError: a stage would overwrite the dataset or a file of the network, or DVC would not see it change.
     """
     refuse_outputs(settings.data.dataset)
+    check_files(settings.model)
     plans = compute(settings)
     for name, plan in plans.items():
         files.write_json(folder / name, plan)
@@ -75,6 +83,33 @@ def refuse_outputs(dataset: str) -> None:
             )
 
 
+def check_files(model: Model, pipeline: Path = Path("dvc.yaml")) -> None:
+    """Raise a `UserError` where DVC would delete a file that the plans cover, or would not see it change.
+
+    Those are a user's own network, what it imports from beside it, and a weights file. The stage `plan` reads them, so
+    dvc.yaml should have them among its deps.
+    """
+    files_of_model = [*_own_code(model)]
+    if model.weights:
+        files_of_model.append(model.weights)
+    for file in files_of_model:
+        for output in OUTPUTS:
+            if Path(file).resolve().is_relative_to(output.resolve()):
+                raise UserError(
+                    f"{file} is in {output}/, where DVC deletes files before it runs a stage; move or copy it"
+                )
+    if not files_of_model or not pipeline.is_file():
+        return
+    deps = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["plan"]["deps"]
+    missing = [file for file in map(Path, files_of_model) if not any(file.is_relative_to(dep) for dep in deps)]
+    if missing:
+        listed = ", ".join(map(str, missing))
+        raise UserError(
+            f"DVC does not see when {listed} changes. Add this to the deps of the stage plan in dvc.yaml: "
+            f"`deps: [{', '.join([*deps, *map(str, missing)])}]`"
+        )
+
+
 def compute(settings: Params) -> dict[str, dict]:
     """{file name below plans/: content} for params."""
     plans = {
@@ -82,16 +117,23 @@ def compute(settings: Params) -> dict[str, dict]:
         "report.json": _report(settings),
     }
     # One by one would parse the same files for each run.
-    shared = {stage: fingerprints(f"stages/{stage}.py") for stage in ("train", "evaluate")}
+    network = catalogue.network(settings.model.network)
+    own = _own_code(settings.model)
+    builders = [*network.sources[:1], *([PACKAGE / "networks/_weights.py"] if settings.model.weights else [])]
+    shared = {
+        "train": fingerprints("stages/train.py", *builders) | own,
+        # The classes of its own layers are needed to load a model.
+        "evaluate": fingerprints("stages/evaluate.py", *(builders[:1] if network.own else [])) | own,
+    }
+    weights_md5 = _weights_md5(settings.model.weights)
     for run in settings.runs:
         line = settings.reg[run.name]
-        plans[f"{run.key}/train.json"] = _train(settings, run, line, shared["train"])
-        plans[f"{run.key}/evaluate.json"] = _evaluate(settings, run, line, shared["evaluate"])
+        plans[f"{run.key}/train.json"] = _train(settings, run, line, shared["train"], weights_md5)
+        plans[f"{run.key}/evaluate.json"] = _evaluate(settings, run, line, shared["evaluate"], network)
     return plans
 
 
-def _train(settings: Params, run: Run, line: Regularizer, code: dict[str, str]) -> dict:
-    network = catalogue.networks()[settings.model.network].path
+def _train(settings: Params, run: Run, line: Regularizer, code: dict[str, str], weights_md5: str | None) -> dict:
     return {
         "run": run.key,
         "name": run.name,
@@ -99,23 +141,24 @@ def _train(settings: Params, run: Run, line: Regularizer, code: dict[str, str]) 
         "regularizer": _terms(line),
         "image_size": settings.data.image_size,
         "model": settings.model.model_dump(mode="json"),
+        "weights_md5": weights_md5,
         "train": settings.train.model_dump(mode="json"),
-        "code": code | fingerprints(network, *_kinds(line)),
+        "code": code | fingerprints(*_kinds(line)),
         "versions": _versions("keras", "numpy", "tensorflow"),
     }
 
 
-def _evaluate(settings: Params, run: Run, line: Regularizer, code: dict[str, str]) -> dict:
+def _evaluate(settings: Params, run: Run, line: Regularizer, code: dict[str, str], network: catalogue.Network) -> dict:
     return {
         "run": run.key,
         "name": run.name,
         "seed": run.seed,
         "regularizer": _terms(line),
         "learning_rate": settings.train.learning_rate,
-        "batch_norm": settings.model.batch_norm,
+        "own_network": network.name if network.own else None,
         "evaluate": settings.evaluate.model_dump(mode="json"),
         "code": code | fingerprints(*_kinds(line)),
-        "versions": _versions("keras", "tensorflow"),
+        "versions": _versions("keras", "numpy", "scipy", "tensorflow"),
     }
 
 
@@ -126,9 +169,22 @@ def _report(settings: Params) -> dict:
         "epochs": settings.train.epochs,
         "reg": {name: _terms(line) for name, line in settings.reg.items()},
         "seeds": list(settings.seeds),
+        "freeze": settings.model.freeze,
         "report": settings.report.model_dump(mode="json"),
+        "costs": _costs({term.kind for line in settings.reg.values() for term in line.terms}),
         "code": fingerprints("stages/report.py"),
     }
+
+
+def _costs(kinds: set[str]) -> dict[str, float]:
+    """{kind: time of a step, relative to none}, of those kinds that were measured."""
+    try:
+        measured = json.loads(COSTS.read_text(encoding="utf-8")).get("kinds", {})
+        return {kind: float(measured[kind]["step"]["median"]) for kind in sorted(kinds & {*measured})}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{COSTS} can't be read ({error}); run `make bench`, or take it from Git") from None
 
 
 def _terms(line: Regularizer) -> list[dict]:
@@ -147,6 +203,20 @@ def _versions(*packages: str) -> dict[str, str | None]:
 
 def _kinds(line: Regularizer) -> list[Path]:
     return [catalogue.kinds()[term.kind].path for term in line.terms]
+
+
+def _weights_md5(path: str | None) -> str | None:
+    """The MD5 of a weights file. Where DVC tracks it, it is taken from FILE.dvc, so Git alone is enough."""
+    if path is None:
+        return None
+    tracked = Path(f"{path}.dvc")
+    if not tracked.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        return yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]["md5"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{tracked} is damaged ({error}); run `dvc add {path}`") from None
 
 
 # What a stage reads back
@@ -190,7 +260,7 @@ def fingerprints(*sources: str | Path) -> dict[str, str]:
     """{path: hash} of the project's Python files that these files import, directly or not, and of themselves.
 
     Kinds of regularizer and networks are found by name when a run starts, so they are not among the imports of a stage:
-    a plan adds those that its run uses.
+    a plan adds those that its run uses. `_own_code` has those of a user's own network.
 
     Args:
         sources: paths; relative ones start at the project's root.
@@ -206,26 +276,53 @@ def fingerprints(*sources: str | Path) -> dict[str, str]:
     return dict(sorted(covered.items()))
 
 
+def _own_code(model: Model) -> dict[str, str]:
+    """{path: hash} of a user's own network and of all that it imports from its own folder or from regbench."""
+    network = catalogue.network(model.network)
+    if not network.own:
+        return {}
+    pending, covered, ours = [network.sources[-1]], {}, []
+    folder = pending[0].parent
+    while pending:
+        path = pending.pop()
+        if path.as_posix() not in covered:
+            tree = catalogue.syntax(path)
+            covered[path.as_posix()] = fingerprint(tree)
+            ours += imported(tree)
+            pending += _files(_names(tree), folder)
+    return dict(sorted(covered.items())) | fingerprints(*ours)
+
+
 def imported(tree: ast.AST) -> Iterator[Path]:
     """The files of regbench that a syntax tree imports, and their packages, but for those `WITHOUT_RESULT`."""
+    names = (name for name in _names(tree) if name.split(".")[0] == "regbench")
+    left_out = {_file(PACKAGE.parent, module.split(".")) for module in WITHOUT_RESULT}
+    return (path for path in _files(names, PACKAGE.parent) if path not in left_out)
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """The names that a syntax tree imports, of modules or of what is in them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             # `from regbench.data import arrays` imports a module, `from regbench.data.arrays import load` a name.
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            package, *parts = name.split(".")
-            if package != "regbench":
-                continue
-            for depth in range(len(parts) + 1):
-                module = ".".join(("regbench", *parts[:depth]))
-                path = PACKAGE.joinpath(*parts[:depth])
-                found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-                if found.is_file() and module not in WITHOUT_RESULT:
-                    yield found
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(names: Iterable[str], folder: Path) -> Iterator[Path]:
+    """The files below a folder that are imported by these names, and the packages that they are in."""
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts) + 1):
+            if (path := _file(folder, parts[:depth])).is_file():
+                yield path
+
+
+def _file(folder: Path, parts: Sequence[str]) -> Path:
+    path = folder.joinpath(*parts)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def fingerprint(tree: ast.AST) -> str:

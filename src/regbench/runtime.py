@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from regbench import cores
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 EVALUATED_AT_ONCE = 4
 """How many batches are evaluated at once, at most; together they hold `data.EVALUATION_BATCH` images."""
+
+COMPILED = Path(".regbench/xla")
+"""Where XLA keeps compiled programs, so that the next run of a matrix starts sooner."""
 
 AMBIENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -28,7 +34,7 @@ AMBIENT = {
 """Environment variables that would change results: what they are set to, or None to unset them."""
 
 
-def start(deterministic: bool = True, threads: int | None = None) -> ModuleType:
+def start(deterministic: bool = True, jit: bool = False, threads: int | None = None) -> ModuleType:
     """Import TensorFlow and Keras and set them up; to be called before anything else imports them.
 
     What decides results is set here, whatever the environment and the user's keras.json say. On a CPU one thread
@@ -36,7 +42,9 @@ def start(deterministic: bool = True, threads: int | None = None) -> ModuleType:
     the number of cores.
 
     Args:
-        deterministic: use only operations that give the same bits each time; Keras refuses XLA then.
+        deterministic: use only operations that give the same bits each time.
+        jit: XLA is going to compile. It keeps what it has compiled in `COMPILED`. It does not try several ways to
+            compute convolutions: that takes minutes, and only the network's first layer is still one.
         threads: how many operations may be computed at once on a CPU, by default `cores.threads()`.
 
     Returns:
@@ -46,10 +54,16 @@ def start(deterministic: bool = True, threads: int | None = None) -> ModuleType:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    with stderr_held():
+    if jit:
+        os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0" + " --xla_gpu_deterministic_ops=true" * deterministic
+        os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.resolve()}"
+        COMPILED.mkdir(parents=True, exist_ok=True)
+    with stderr_held() as held:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+        why = "" if gpus or not _gpu_there() else _why_no_gpu(held())
+    print(why, end="", file=sys.stderr, flush=True)
     with _no_keras_json():
         import keras
     keras.config.set_floatx("float32")
@@ -60,7 +74,8 @@ def start(deterministic: bool = True, threads: int | None = None) -> ModuleType:
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
-    if deterministic:
+    # With XLA its own flag does it; TensorFlow's would refuse operations that it can't vouch for under XLA.
+    if deterministic and not jit:
         tf.config.experimental.enable_op_determinism()
     return tf
 
@@ -112,22 +127,52 @@ def _no_keras_json() -> Iterator[None]:
                 os.environ["KERAS_HOME"] = before
 
 
+def _gpu_there() -> bool:
+    """Whether this machine seems to have an NVIDIA GPU, and nobody hides it from this process."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    driver = any(Path(path).exists() for path in ("/dev/nvidia0", "/proc/driver/nvidia"))
+    return not hidden and (driver or shutil.which("nvidia-smi") is not None)
+
+
+def _why_no_gpu(held: str) -> str:
+    """What to say where TensorFlow can't use a GPU: its own reasons, of all that it wrote, and what follows."""
+    reasons = [
+        # 2026-11-26 20:23:11.098088: E external/…/cuda_platform.cc:52] failed call to …
+        re.sub(r"^.*?\]\s+", "", line).strip()
+        for line in held.splitlines()
+        if re.search(r"cuda|cuInit|dlopen|libcu|GPU|NVML|driver", line) and "factory for plugin" not in line
+    ]
+    return "".join(
+        f"{line}\n"
+        for line in (
+            *(f"TensorFlow: {reason}" for reason in dict.fromkeys(reasons)),
+            "TensorFlow can't use the GPU of this machine. The run goes on without it (docs/gpu.md)",
+        )
+    )
+
+
 @contextlib.contextmanager
-def stderr_held() -> Iterator[None]:
+def stderr_held() -> Iterator[Callable[[], str]]:
     """Hold back what C++ writes to stderr while TensorFlow loads: a dozen lines that concern nobody.
 
-    No log level silences them; they are written before logging is set up. They are shown if an error follows.
+    No log level silences them; they are written before logging is set up. They are shown if an error follows. The
+    context is a function that returns what has been held so far.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
-            yield
+            yield lambda: _whole(held).decode(errors="replace")
         except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
+            os.write(stderr, _whole(held))
             raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _whole(file: BinaryIO) -> bytes:
+    # Whoever writes shares the file's place with this process, so reading moves it back to the end.
+    file.seek(0)
+    return file.read()

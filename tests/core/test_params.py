@@ -50,13 +50,19 @@ def test_every_key_has_a_comment_above():
 
 def test_the_kinds_are_the_files():
     kinds = catalogue.kinds()
-    assert {name: kind.scope for name, kind in kinds.items()} == {
+    assert {name: kind.scope for name, kind in kinds.items() if kind.scope} == {
+        "group_lasso": "backbone",
         "l1": "backbone",
         "l2": "all",
+        "max_norm": "backbone",
         "orthogonal": "backbone",
         "proximal_l1": "backbone",
+        "spectral_norm": "backbone",
         "weight_decay": "all",
     }
+    acts_on = {name: kind.acts_on for name, kind in kinds.items() if not kind.scope}
+    assert acts_on["dropout"] == "the network" and acts_on["mixup"] == "batches" and acts_on["sam"] == "steps"
+    assert acts_on["early_stopping"] == "epochs" and all(acts_on.values())
     assert all(kind.summary for kind in kinds.values())
     assert "mobilenet_v2" in catalogue.networks() and "layers" not in catalogue.networks()
 
@@ -95,7 +101,7 @@ def test_runs_are_keys_and_seeds(tmp_path):
         (
             "  l2: 0.001",
             "  l22: 0.001",
-            ["reg.l22: unknown kind of regularizer; did you mean l2? (known: l1, l2, orthogonal, proximal_l1"],
+            ["reg.l22: unknown kind of regularizer; did you mean l2? (known: activity_l2, "],
         ),
         ("  l2: 0.001", "  l2: -1", ["reg.l2: -1 is not allowed; it should be a number from 0"]),
         ("  l2: 0.001", "  l2: true", ["reg.l2: true is not allowed"]),

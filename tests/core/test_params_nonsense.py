@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scratch import ROOT, tiny_params
 
@@ -23,7 +23,42 @@ BAD = {
     "model.width": (None, "1", 0, 0.05, 5, -1, math.nan, math.inf, [], True),
     "model.batch_norm": (None, "yes", 1, 0, []),
     "model.batch_norm_momentum": (None, 1, 1.5, -0.1, math.nan, "0.9"),
-    "model.network": (None, 3, "", "layers", "mobilenet", [], True),
+    "model.network": (
+        None,
+        3,
+        "",
+        "layers",
+        "_own",
+        "mobilenet",
+        [],
+        True,
+        "VGG",
+        "a.py",
+        "./a.py:b",
+        "/",
+        ".py:x",
+        "a.py:b c",
+        "x" * 999,
+        "\0.py:a",
+        "\n/.py:a",
+        "runs/a.py:build",
+        "..:build",
+        "./.py:build",
+    ),
+    "model.weights": (
+        "",
+        3,
+        [],
+        True,
+        "weights",
+        "weights.pt",
+        "gone.h5",
+        "gone.keras",
+        "\0.h5",
+        "x" * 999 + ".h5",
+        "tests/",
+    ),
+    "model.freeze": ("", 3, [], True, {}),
     "model.zero_init_residual": (None, 1, "yes", []),
     "seeds": (None, [], 0, "0", [0, 0], [-1], [1.5], ["0"], [True], [2**31], {"0": 1}),
     "train.epochs": (*WHOLE, 0),
@@ -37,6 +72,7 @@ BAD = {
     "train.batch_norm_images": (None, -1, 1.5, "2048", math.inf),
     "train.precision": (None, "float64", 16, "half"),
     "train.jit": (None, "auto", 0),
+    "evaluate.corrupted_images": (*WHOLE,),
     "evaluate.near_zero": (None, -1, 2, "0.1", math.nan, [], True),
     "evaluate.pruning": (None, 0.5, "0.5", [1], [-0.1], [math.nan], [True], ["0.5"]),
     "report.baseline": (3, "l9", [], {}, True, ""),
@@ -122,7 +158,6 @@ def loads_or_explains(path):
         assert all(term.scope in params.SCOPES for line in loaded.reg.values() for term in line.terms)
 
 
-@settings(max_examples=500, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(list(BAD)), anything, min_size=1, max_size=4))
 def test_any_value_anywhere(tmp_path_factory, changes):
     path = tmp_path_factory.getbasetemp() / "generated.yaml"
@@ -130,7 +165,6 @@ def test_any_value_anywhere(tmp_path_factory, changes):
     loads_or_explains(path)
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     reg=st.dictionaries(
         st.text(max_size=8) | st.sampled_from([*catalogue.kinds(), "none", "mine"]), anything, max_size=4
@@ -143,7 +177,6 @@ def test_any_mapping_under_reg(tmp_path_factory, reg):
     loads_or_explains(path)
 
 
-@settings(max_examples=400, deadline=None)
 @given(text=st.text(max_size=200) | st.text(alphabet=" \n:-[]{}#&*!|>'\"%@`,?l2regdatrnone0.1e", max_size=200))
 def test_any_text(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "generated.yaml"
@@ -151,7 +184,6 @@ def test_any_text(tmp_path_factory, text):
     loads_or_explains(path)
 
 
-@settings(max_examples=500, deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "generated.yaml"

@@ -53,14 +53,15 @@ def project(image_folder, tmp_path_factory):
     settings = scratch.tiny_params(image_folder, **scratch.TINIEST, **{"report.baseline": None})
     settings["reg"] = {"l2": 0.001}
     repository = scratch.copy_project(tmp_path_factory.mktemp("plan") / "project", settings)
+    repository.write(
+        "note.py",
+        "import json, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: json.dump({n: m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'regbench'}, "
+        "open(f'modules-{sys.argv[0].split(chr(47))[-1]}.json', 'w'))",
+    )
     for stage, *arguments in (["plan"], ["prepare"], ["train", "l2-0"], ["evaluate", "l2-0"], ["report"]):
-        note = (
-            "import json, runpy, sys; sys.argv = sys.argv[1:]\n"
-            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally: json.dump({n: m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'regbench'}, "
-            "open(f'modules-{sys.argv[0].split(chr(47))[-1]}.json', 'w'))"
-        )
-        repository.run(sys.executable, "-c", note, f"stages/{stage}.py", *arguments)
+        repository.run("python", "note.py", f"stages/{stage}.py", *arguments)
     return repository
 
 
@@ -108,6 +109,16 @@ def test_what_a_run_does_not_use_is_not_in_its_plan(settings):
     after = plan.compute(settings(**{"data.test_images": 40, "evaluate.near_zero": 0.1, "report.baseline": "l2"}))
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"prepare.json", "report.json", *(f"{run}-0/evaluate.json" for run in ("none", "l1", "l2"))}
+
+
+def test_costs_of_the_kinds_in_use_are_in_the_reports_plan(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "COSTS", tmp_path / "results.json")
+    assert plan.compute(settings())["report.json"]["costs"] == {}
+    plan.COSTS.write_text('{"kinds": {"l2": {"step": {"median": 1.05}}, "orthogonal": {"step": {"median": 1.5}}}}')
+    assert plan.compute(settings())["report.json"]["costs"] == {"l2": 1.05}
+    plan.COSTS.write_text('{"kinds": {"l2": {}}}')
+    with pytest.raises(UserError, match=r"results\.json can't be read .* run `make bench`, or take it from Git"):
+        plan.compute(settings())
 
 
 def test_old_plans_are_removed_and_nothing_else(settings, tmp_path, monkeypatch):
@@ -175,13 +186,17 @@ def test_committed_params_have_plans():
     ("name", "text", "message"),
     [
         ("training/fit.py", "<<<<<<< HEAD\n", "training/fit.py, line 1: not valid Python"),
-        ("regularizers/l4.py", '"""A kind."""\n', "regularizers/l4.py should set SCOPE to one of all, backbone"),
+        (
+            "regularizers/l4.py",
+            '"""A kind."""\n',
+            "regularizers/l4.py should set SCOPE to None or one of all, backbone",
+        ),
         ("regularizers/l4.py", "def\n", "regularizers/l4.py, line 1: not valid Python"),
     ],
 )
 def test_a_file_that_is_not_right_is_named(image_folder, tmp_path, name, text, message):
     repository = scratch.copy_project(tmp_path / "project", scratch.tiny_params(image_folder))
     repository.write(f"src/regbench/{name}", text)
-    output = repository.run(sys.executable, "stages/plan.py", check=False)
+    output = repository.run("python", "stages/plan.py", check=False)
     assert repository.returncode == 1 and "Traceback" not in output
     assert message in output

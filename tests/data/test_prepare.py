@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pictures
 import pytest
+from PIL import Image
 
 from regbench.data import SPLITS, arrays, prepare
 from regbench.data.source import Source
@@ -175,7 +176,7 @@ def test_what_is_written(image_folder, cifar10_sample, write, tmp_path):
         for image, label, row in zip(split.images, split.labels, rows, strict=True):
             # The sample's classes stand in alphabetical order as well.
             assert known[image.tobytes()] == label and info["classes"][label] == row["class"]
-            np.testing.assert_array_equal(prepare.Image.open(image_folder / row["file"]), image)
+            np.testing.assert_array_equal(Image.open(image_folder / row["file"]), image)
     assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "prepared"}
 
 

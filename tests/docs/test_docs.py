@@ -1,7 +1,6 @@
 """The pages: their commands run here or elsewhere or say why not, their links lead somewhere, their messages exist."""
 
 import ast
-import importlib.util
 import re
 import shlex
 import shutil
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import dvc
 import pytest
-import scratch
 import yaml
 from scratch import ROOT, Repository, stages_run
 
@@ -22,13 +20,15 @@ PAGES = [
 ]
 COME_AND_GO = "pipeline/test_whole.py::test_one_more_regularizer_and_one_less"
 QUEUE = "pipeline/test_whole.py::test_queued_experiments_run_in_copies"
+SEARCH = "search/test_search.py::test_killed_continued_and_applied"
+SEARCHED = "search/test_search.py::test_what_commands_search"
 SETTINGS = "docs/test_docs.py::test_settings_of_commands_are_allowed"
 
 HERE = {
     "dvc exp show --md --only-changed --hide-workspace --drop '.*(accuracy_test|difference|gap|zero|reg_loss|seeds).*"
     "|src.*|stages.*|plans.*|runs.*|prepared.*'",
     "dvc exp diff randy-hunk stiff-grig --md",
-    "dvc exp run -S +reg.group_lasso=0.0001",
+    "dvc exp run -S +reg.hoyer=0.00001",
     "dvc metrics diff",
     "dvc params diff main",
     "dvc plots diff",
@@ -71,17 +71,45 @@ ELSEWHERE = {
     "make repro JOBS=1": "runner/test_makefile.py::test_repro",
     "make repro JOBS=2": "runner/test_makefile.py::test_repro",
     "make repro PYTHON=/path/to/python3.12": "runner/test_makefile.py::test_a_python_of_the_environment_does_not_count",
-    "python docs/regularizers.py": "docs/test_docs.py::test_the_catalogue_is_that_of_the_docstrings",
+    "make docs": "review/test_blocks.py::test_a_changed_number_is_found_and_filled_again",
+    "regbench export l2-0 --to onnx": "evaluation/test_export.py::test_the_examples_of_the_page",
+    "regbench export l2-0 --to saved_model": "evaluation/test_export.py::test_the_examples_of_the_page",
+    "regbench export l2-0 --to tflite": "evaluation/test_export.py::test_the_command",
+    "regbench predict l2-0 photos/": "evaluation/test_classify.py::test_the_command",
+    "regbench predict l2-0 photos/ --csv": "evaluation/test_classify.py::test_the_command",
+    "regbench predict model.keras one.jpg two.png": "evaluation/test_classify.py::test_what_is_printed",
+    "python docs/plots_page.py": "report/test_plots_page.py::test_the_page_is_what_its_script_makes",
+    "regbench compare HEAD": "review/test_pull_request.py::test_any_two_revisions",
+    "regbench compare randy-hunk stiff-grig": "review/test_pull_request.py::test_any_two_revisions",
     "regbench list": "runner/test_cli.py::test_list_names_every_kind_and_network",
     "regbench mend": "runner/test_lock.py::test_what_dvc_refuses_is_mended",
+    "regbench show": "review/test_experiments.py::test_the_program",
+    "regbench show --sort val": "review/test_experiments.py::test_the_program",
+    "regbench show -n 10": "review/test_experiments.py::test_the_program",
+    "regbench watch": "runner/test_watch.py::test_it_ends_with_ctrl_c",
+    "regbench watch --port 8000": "runner/test_watch.py::test_it_ends_with_ctrl_c",
+    "dvc exp run": "pipeline/test_params_file.py::test_one_line_changes",
+    "dvc metrics show": "core/test_live.py::test_dvclive_writes_what_dvc_reads_and_no_experiment",
+    "dvc plots show": "report/test_plots_page.py::test_it_draws_without_a_network",
+    "dvc exp run -S live.tensorboard=true": "pipeline/test_params_file.py::test_one_line_changes",
     "regbench push": "runner/test_store.py::test_a_clone_at_a_commit_older_than_the_remote_trains_nothing",
     "regbench repro": "runner/test_local.py::test_side_by_side",
+    "regbench search": SEARCH,
+    "regbench search l2 --from 1e-6 --to 1e-2": SEARCH,
+    "regbench search l1 l2 --from 1e-6 --to 1e-2": SEARCHED,
+    "regbench search l2 --over l1 --from 1e-5 --from 1e-6 --to 1e-2 --to 1e-4": SEARCHED,
+    "regbench search elastic.l2 --over elastic.l1 --from 1e-6 --to 1e-3": SEARCHED,
     "regbench repro --jobs 2": "runner/test_local.py::test_side_by_side",
+    "regbench table": "report/test_write.py::test_seconds_are_those_of_the_last_training_here",
     "dvc exp run -S 'seeds=[0,1,2,3,4,5]'": "pipeline/test_params_file.py::test_one_line_changes",
     "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": SETTINGS,
     "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200 "
     "-S data.image_size=96": SETTINGS,
     "dvc exp run -S data.dataset=fashion_mnist": SETTINGS,
+    "dvc exp run -S model.network=ResNet50 -S data.image_size=64": SETTINGS,
+    "dvc add resnet50_notop.h5": "networks/test_own.py::test_dvc_plans_anew_when_its_file_changes",
+    "dvc exp run --queue": QUEUE,
+    "regbench check": "review/test_check.py::test_a_clone_without_a_cache",
     "dvc exp run -S data.image_size=224 -S data.train_images=null -S data.validation_images=test -S 'seeds=[0]' "
     "-S model.zero_init_residual=false -S train.epochs=10 -S train.batch_size=32 -S train.learning_rate=0.1 "
     "-S train.schedule=constant -S train.warmup_epochs=0 -S train.flip=false -S train.batch_norm_images=0": SETTINGS,
@@ -104,9 +132,12 @@ NOT_RUN = {
     "make test": "this is it",
     "make test-fast": "part of it",
     "pip install -e '.[gpu]'": "2 GB of CUDA packages",
+    "pip install -e '.[live]'": "the network",
     "pip install -e .": "`make setup` installs the same packages at pinned versions",
     "pip install pre-commit && pre-commit install": "needs the network",
     "python benchmarks/bench.py agreement": "part of `make bench`",
+    "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
+    "python benchmarks/search.py /tmp/search": "hours",
     "python benchmarks/dvc_at_scale.py": "ten minutes",
 }
 
@@ -149,7 +180,7 @@ def test_the_tests_named_are_there(where):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_files_and_tests_that_a_page_names_are_there(page):
     named = re.findall(r"`((?:src|tests|docs|benchmarks|stages|\.github)/[\w./-]*)`", BLOCK.sub("", text_of(page)))
-    assert [path for path in named if not (ROOT / path).exists() and "group_lasso" not in path] == []
+    assert [path for path in named if not (ROOT / path).exists() and "hoyer" not in path] == []
 
 
 def test_readme_is_short():
@@ -206,13 +237,6 @@ def test_the_messages_that_troubleshooting_explains_exist():
     assert absent(messages(dvcs), sources) == []
 
 
-def test_the_catalogue_is_that_of_the_docstrings():
-    spec = importlib.util.spec_from_file_location("regularizers_page", ROOT / "docs/regularizers.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.page() == text_of("docs/regularizers.md"), "run `python docs/regularizers.py`"
-
-
 def test_the_studys_params_are_allowed():
     settings = params.load(ROOT / "docs/study/params.yaml")
     assert settings.seeds == (0, 1, 2) and len(settings.reg) == 7
@@ -238,20 +262,10 @@ def test_settings_of_commands_are_allowed(command):
     params.parse(yaml.safe_dump(changed))
 
 
-@pytest.fixture(scope="module")
-def template(image_folder, tmp_path_factory):
-    """The project at a tiny size, its results committed."""
-    settings = scratch.tiny_params(image_folder, **scratch.TINIEST)
-    settings["reg"] = {"none": 0, "l2": 0.01}
-    repository = scratch.copy_project(tmp_path_factory.mktemp("docs") / "project", settings)
-    repository.dvc("repro")
-    repository.commit("results")
-    return repository.folder
-
-
 @pytest.fixture
-def repository(template, tmp_path):
-    return Repository(shutil.copytree(template, tmp_path / "project", symlinks=True))
+def repository(trained, tmp_path):
+    """The project at a tiny size, its results committed."""
+    return Repository(shutil.copytree(trained, tmp_path / "project", symlinks=True))
 
 
 def run(repository, command):
@@ -263,18 +277,18 @@ def run(repository, command):
 def test_the_example_of_a_new_kind_and_an_experiment_with_it(repository):
     language, example = BLOCK.findall(text_of("docs/regularizers.md"))[1]
     assert language == "python"
-    repository.write("src/regbench/regularizers/group_lasso.py", example)
-    output = run(repository, "dvc exp run -S +reg.group_lasso=0.0001")
-    assert set(stages_run(output)) == {"plan", "train@group_lasso-0", "evaluate@group_lasso-0", "report"}
-    assert "group_lasso.accuracy_test" in run(repository, "dvc metrics diff")
-    assert "reg.group_lasso" in run(repository, "dvc params diff main")
+    repository.write("src/regbench/regularizers/hoyer.py", example)
+    output = run(repository, "dvc exp run -S +reg.hoyer=0.00001")
+    assert set(stages_run(output)) == {"plan", "train@hoyer-0", "evaluate@hoyer-0", "report"}
+    assert "hoyer.accuracy_test" in run(repository, "dvc metrics diff")
+    assert "reg.hoyer" in run(repository, "dvc params diff main")
     run(repository, "dvc plots diff -o dvc_plots")
     assert (repository.folder / "dvc_plots/index.html").exists()
     (name,) = re.findall(r"\[([\w-]+)\]", run(repository, "dvc exp list"))
-    assert "group_lasso.reg_loss" in run(repository, f"dvc exp diff main {name} --md")
+    assert "hoyer.reg_loss" in run(repository, f"dvc exp diff main {name} --md")
     table = run(repository, next(it for it in commands("docs/pull-requests.md") if it.startswith("dvc exp show")))
     heading = next(line for line in table.splitlines() if "Experiment" in line)
-    assert "reg.group_lasso" in heading and "accuracy_validation" in heading, heading
+    assert "reg.hoyer" in heading and "accuracy_validation" in heading, heading
     assert "accuracy_test" not in heading and len(heading.split("|")) < 12, heading
 
 

@@ -15,6 +15,7 @@ def test_score_against_the_formula():
     assert summary["cross_entropy"] == pytest.approx((-np.log(p[1]) + 1000) / 2)
     assert rows[0][:3] == (0, 1, 1)
     assert rows[0][3] == pytest.approx(p[1], abs=1e-6)
+    assert summary["confidence"] == pytest.approx((p[1] + 1) / 2)
     # Two bins: one image each, right at confidence p, wrong at confidence 1.
     assert summary["calibration_error"] == pytest.approx(((1 - p[1]) + 1) / 2)
 

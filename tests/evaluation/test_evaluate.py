@@ -53,7 +53,7 @@ def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
     run = Path("runs/l2-0")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == FILES
     measured = json.loads((run / "evaluation/evaluation.json").read_text())
-    assert (measured["name"], measured["seed"], measured["diverged"]) == ("l2", 0, False)
+    assert (measured["seed"], measured["diverged"]) == (0, False)
     assert measured["regularizer"] == [{"kind": "l2", "strength": 0.001, "scope": "all"}]
     assert measured["regularized_weights"] == 54
     assert measured["majority"] == {"train": 0.1, "validation": 0.1, "test": 0.1}
@@ -61,6 +61,14 @@ def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
         score = measured[split]
         assert (score["images"], score["correct"] / images) == (images, score["accuracy"])
         assert score["loss"] == pytest.approx(score["cross_entropy"] + measured["reg_loss"])
+    corrupted = measured["corrupted"]
+    assert corrupted["images"] == 10 and {*corrupted["correct"]} == {
+        "gaussian_noise",
+        "gaussian_blur",
+        "brightness",
+        "jpeg",
+    }
+    assert all(len(levels) == 3 for levels in corrupted["correct"].values())
     by_class = list(measured["test_accuracy_by_class"].values())
     assert len(by_class) == 10
     assert np.mean(by_class) == pytest.approx(measured["test"]["accuracy"], abs=1e-5)  # eight test images of each class
@@ -70,6 +78,10 @@ def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
     for row in predictions:
         assert Path(row["file"]).parent.name == scratch.CLASSES[int(row["label"])]
     tested = [row for row in predictions if row["split"] == "test"]
+    assert corrupted["correct_before"] == sum(row["label"] == row["prediction"] for row in tested[::8])
+    assert measured["test"]["confidence"] == pytest.approx(
+        np.mean([float(row["confidence"]) for row in tested]), abs=1e-6
+    )
     assert [row["file"] for row in tested] == [row["file"] for row in table("prepared/test/files.csv")]
     assert sum(row["label"] == row["prediction"] for row in tested) == measured["test"]["correct"]
     confusion = table(run / "evaluation/confusion.csv")
@@ -108,7 +120,7 @@ def test_a_model_that_diverged(small):
     folder = small.run / "evaluation"
     measured = json.loads((folder / "evaluation.json").read_text())
     terms = [{"kind": "l2", "strength": 0.001, "scope": "all"}]
-    assert measured == {"name": "l2", "seed": 0, "regularizer": terms, "diverged": True}
+    assert measured == {"seed": 0, "regularizer": terms, "diverged": True}
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert all(table(folder / name) == [] for name in FILES if name.endswith(".csv"))
 

@@ -26,17 +26,26 @@ def model():
 
 def test_layer_rows_count_and_share(model):
     regularizers.attach(model, Regularizer("l2", (Term("l2", 0.1, "backbone"),)))
-    stem, head = weights.layer_rows(model, near_zero=0.001, learning_rate=0.07, batch_norm=True)
+    stem, head = weights.layer_rows(model, near_zero=0.001, learning_rate=0.07)
     kernel = np.linspace(-0.5, 0.5, 135)
     assert (stem["layer"], stem["weights"], stem["exact_zeros"], stem["near_zero"]) == ("stem", 135, 1, 1)
     assert stem["sum_abs"] == pytest.approx(np.abs(kernel).sum())
     assert stem["penalty"] == pytest.approx(0.1 * (kernel**2).sum())
     assert (stem["penalty_share"], head["penalty_share"], head["penalty"]) == (1, 0, 0)
-    assert stem["effective_learning_rate"] == pytest.approx(0.07 / (kernel**2).sum())
-    assert head["effective_learning_rate"] == ""
     assert (head["exact_zeros"], head["near_zero"]) == (0, int((np.linspace(1e-4, 2e-3, 20) < 0.001).sum()))
-    without = next(weights.layer_rows(model, near_zero=0.001, learning_rate=0.07, batch_norm=False))
-    assert without["effective_learning_rate"] == ""
+
+
+def test_only_a_trained_kernel_with_batch_normalization_behind_it_has_an_effective_learning_rate(model):
+    def rates(network):
+        return [row["effective_learning_rate"] for row in weights.layer_rows(network, 0.001, learning_rate=0.07)]
+
+    assert rates(model) == ["", ""]
+    normalize = keras.layers.BatchNormalization()
+    behind = model.get_layer("stem").output
+    normalized = networks.inserted(model, lambda layer, x: normalize(x) if x.shape == behind.shape else x)
+    assert rates(normalized) == [pytest.approx(0.07 / (np.linspace(-0.5, 0.5, 135) ** 2).sum()), ""]
+    model.get_layer("stem").trainable = False
+    assert rates(normalized) == ["", ""]
 
 
 def test_penalty_of_a_head_counts_its_bias(model):

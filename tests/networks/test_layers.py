@@ -210,6 +210,22 @@ def test_compiled_by_xla(kind, shape):
     assert_equal(*observed)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
+def test_the_way_for_xla_equals_keras(kind, options, shape, monkeypatch):
+    if options.get("padding") == "valid" and min(shape[1:3]) < 3:
+        pytest.skip("a 3×3 window does not fit")
+    monkeypatch.setattr(layers.DepthwiseConv2D, "xla", True)
+    monkeypatch.setattr(layers.BatchNormalization, "xla", True)
+    assert_equal(*observe_both(kind, shape, options))
+
+
+def test_layers_are_switched_to_the_way_for_xla():
+    made = [layers.BatchNormalization(), layers.DepthwiseConv2D(), layers.ExpandConv2D(8), keras.layers.ReLU()]
+    layers.for_xla(made)
+    assert [getattr(layer, "normalization", layer).__dict__.get("xla") for layer in made] == [True, True, True, None]
+
+
 # What a layer does not compute itself
 
 

@@ -81,6 +81,7 @@ def double_precision():
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("size", [32, 41])
 def test_equals_the_articles_network_in_training(size, cifar10_sample):
@@ -96,7 +97,7 @@ def test_equals_the_articles_network_in_training(size, cifar10_sample):
         regularizers.attach(model, params.Regularizer("l2", (params.Term("l2", 0.001, "backbone"),)))
         initial = model.get_weights()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.05), loss)
+        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False)
         model.fit(images, labels, batch_size=20, epochs=1, shuffle=False, verbose=0)
         trained.append((initial, model.get_weights()))
     (our_initial, ours), (their_initial, theirs) = trained

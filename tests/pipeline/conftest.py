@@ -1,40 +1,48 @@
-"""A project whose pipeline has run, to be copied: no test depends on the one before it."""
+"""A project whose pipeline has run, to be changed."""
 
 import shutil
 
 import pytest
-import scratch
 from scratch import Repository
 
+NO_FIGURES = '''"""Empty figures: to draw real ones takes longer than a training of these tests."""
 
-def trained(folder, images, **changes):
-    """A scratch repository with none and l2 trained and committed, at the tiniest size."""
-    params = scratch.tiny_params(images, **scratch.TINIEST | changes)
-    params["reg"] = {"none": 0, "l2": 0.01}
-    repository = scratch.copy_project(folder, params)
-    repository.dvc("repro")
-    repository.commit("results")
-    return repository
+from pathlib import Path
 
-
-@pytest.fixture(scope="session")
-def split_images(image_folder, tmp_path_factory):
-    """The sample with a test split of its own."""
-    folder = tmp_path_factory.mktemp("split images")
-    for path in sorted(image_folder.rglob("*.png")):
-        target = folder / ("test" if int(path.stem) % 4 == 0 else "train") / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    return folder
+NAMES = (
+    "accuracy", "corruptions", "effects", "layers", "learning_curves", "norms", "pruning", "reg_loss", "strength",
+    "weights",
+)
 
 
-@pytest.fixture(scope="session")
-def template(split_images, tmp_path_factory):
-    """What `repository` is copied from."""
-    return trained(tmp_path_factory.mktemp("template") / "a path with spaces", split_images).folder
+def draw(plan, runs):
+    Path("plots").mkdir(exist_ok=True)
+    for name in NAMES:
+        Path("plots", f"{name}.png").write_bytes(b"")
+    return []
+'''
 
 
 @pytest.fixture
-def repository(template, tmp_path):
+def repository(trained, tmp_path):
     """A copy of its own of a project with results."""
-    return Repository(shutil.copytree(template, tmp_path / "a path with spaces", symlinks=True))
+    return Repository(shutil.copytree(trained, tmp_path / "a path with spaces", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def figureless_template(trained, once):
+    """What `figureless` is copied from."""
+
+    def build(folder):
+        repository = Repository(shutil.copytree(trained, folder, symlinks=True))
+        repository.write("src/regbench/report/figures.py", NO_FIGURES)
+        repository.dvc("repro")
+        repository.commit("no figures")
+
+    return once("trained project without figures", build)
+
+
+@pytest.fixture
+def figureless(figureless_template, tmp_path):
+    """A copy of its own of a project with results whose figures are empty, for tests that do not look at them."""
+    return Repository(shutil.copytree(figureless_template, tmp_path / "a path with spaces", symlinks=True))

@@ -41,7 +41,7 @@ def test_a_stage_ends_with_dvc(template, tmp_path, monkeypatch, shell):
     repository = Repository(shutil.copytree(template, tmp_path / "orphan"))
     # Long enough that DVC is dead before the training ends, on a busy machine too.
     params = repository.folder / "params.yaml"
-    params.write_text(params.read_text().replace("epochs: 8", "epochs: 400"))
+    params.write_text(params.read_text().replace("epochs: 8", "epochs: 5000"))
     process = killed.repro(repository)
     for line in process.stdout:
         if " epoch 1/" in line:

@@ -13,17 +13,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
     ("setting", "removed", "added"),
     [
         ("data.image_size=64", ["  image_size: 32"], ["  image_size: 64"]),
-        ("data.train_images=null", ["  train_images: 16000"], ["  train_images:"]),
+        ("data.train_images=null", ["  train_images: 24000"], ["  train_images:"]),
         ("data.test_images=500", ["  test_images:"], ["  test_images: 500"]),
         ("data.validation_images=test", ["  validation_images: 2000"], ["  validation_images: test"]),
+        ("model.freeze=stem", ["  freeze:"], ["  freeze: stem"]),
         ("model.batch_norm=false", ["  batch_norm: true"], ["  batch_norm: false"]),
         ("reg.l2=0.00005", ["  l2: 0.001"], ["  l2: 5e-05"]),
         ("+reg.elastic={l1: 1e-5, l2: 1e-4}", [], ["  elastic:", "    l1: 1e-05", "    l2: 0.0001"]),
         ("~reg.l1", ["  l1: 0.001"], []),
         ("seeds=[0,1,2,7]", None, ["- 7"]),
         ("evaluate.pruning=[0.25]", None, ["  - 0.25"]),
+        ("evaluate.corrupted_images=0", ["  corrupted_images: 400"], ["  corrupted_images: 0"]),
         ("report.baseline=null", ["  baseline: none"], ["  baseline:"]),
-        ("train.schedule=constant", None, None),
+        ("live.tensorboard=true", ["  tensorboard: false"], ["  tensorboard: true"]),
+        ("train.schedule=cosine", ["  schedule: constant"], ["  schedule: cosine"]),
     ],
 )
 def test_one_line_changes(tmp_path, setting, removed, added):

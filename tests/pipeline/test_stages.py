@@ -1,6 +1,5 @@
 """The scripts under stages/ as DVC and people start them: help, mistakes, and being stopped."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,41 +31,38 @@ def test_without_params_and_plans_a_stage_says_what_is_missing(stage, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def prepared(image_folder, tmp_path_factory):
-    changes = {"data.train_images": 160, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.35}
-    params = scratch.tiny_params(image_folder, **changes, **{"train.epochs": 500})
-    repository = scratch.copy_project(tmp_path_factory.mktemp("stages") / "project", params)
-    repository.run(sys.executable, "stages/plan.py")
-    repository.run(sys.executable, "stages/prepare.py")
-    return repository.folder
+def test_stopped_in_one_line_and_resumed(image_folder, tmp_path):
+    params = scratch.tiny_params(image_folder, **scratch.TINIEST, **{"train.epochs": 50_000})
+    repository = scratch.copy_project(tmp_path / "project", params)
+    for stage in ("plan", "prepare"):
+        repository.run("python", f"stages/{stage}.py")
 
+    def start():
+        return subprocess.Popen(
+            (sys.executable, "stages/train.py", "l2-0"),
+            cwd=repository.folder,
+            env=repository.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-@pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [
+    for number, code, said in (
         (signal.SIGINT, 130, "interrupted; `make repro` continues from here"),
         (signal.SIGTERM, 1, "stopped (SIGTERM); `make repro` continues from here"),
-    ],
-)
-def test_stopped_in_one_line_and_resumed(prepared, tmp_path, number, code, said):
-    repository = scratch.Repository(shutil.copytree(prepared, tmp_path / "project"))
-    command = [sys.executable, "stages/train.py", "l2-0"]
-    options = {"cwd": repository.folder, "env": repository.environment(), "text": True}
-    process = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if " epoch 2/" in line:  # the first is saved by then
-            process.send_signal(number)
-            break
-    rest, errors = process.communicate(timeout=120)
-    assert process.returncode == code
-    assert errors.strip() == said
-    assert all(line.startswith(("l2-0 epoch ", "resuming after epoch ")) for line in lines + rest.splitlines())
-    assert not (repository.folder / "runs/l2-0").exists()
+    ):
+        process = start()
+        lines = [process.stdout.readline() for _ in range(3)]  # two epochs are done, so the first is saved
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert errors.strip() == said
+        resumed, epochs = ("", lines) if number == signal.SIGINT else (lines[0], lines[1:])
+        assert resumed.startswith("resuming after epoch ") == (number == signal.SIGTERM)
+        assert all(line.startswith("l2-0 epoch ") for line in epochs + rest.splitlines())
+        assert not (repository.folder / "runs/l2-0").exists()
 
-    process = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start()
     assert process.stdout.readline().startswith("resuming after epoch ")
     process.kill()
     process.communicate()

@@ -37,12 +37,43 @@ def soft_orthogonality(weight):
     return np.sum(excess**2), (gradient if tall is matrix else gradient.T).reshape(weight.shape)
 
 
+def filters(weight):
+    """A kernel as the matrix [inputs of a filter, filters], and a function that makes a kernel of such a matrix."""
+    depthwise = weight.ndim == 4 and weight.shape[3] == 1
+    matrix = weight.reshape(-1, weight.shape[2] if depthwise else weight.shape[-1])
+    return matrix, lambda matrix: matrix.reshape(weight.shape)
+
+
+def group_lasso(weight):
+    if weight.ndim == 1:
+        return 0.0, np.zeros_like(weight)
+    matrix, as_kernel = filters(weight)
+    lengths = np.linalg.norm(matrix, axis=0)
+    return len(matrix) ** 0.5 * lengths.sum(), as_kernel(len(matrix) ** 0.5 * matrix / lengths)
+
+
+def spectral_norm(weight):
+    """σ² and its gradient 2σ·u·vᵀ; of a depthwise kernel, of the longest filter alone."""
+    if weight.ndim == 1:
+        return 0.0, np.zeros_like(weight)
+    matrix, as_kernel = filters(weight)
+    if weight.ndim == 4 and weight.shape[3] == 1:
+        lengths = np.linalg.norm(matrix, axis=0)
+        return lengths.max() ** 2, as_kernel(2 * matrix * (lengths == lengths.max()))
+    left, values, right = np.linalg.svd(matrix)
+    return values[0] ** 2, as_kernel(2 * values[0] * np.outer(left[:, 0], right[0]))
+
+
 FORMULAS = {
+    "group_lasso": group_lasso,
     "l1": lambda w: (np.abs(w).sum(), np.sign(w)),
     "l2": lambda w: ((w**2).sum(), 2 * w),
     "orthogonal": soft_orthogonality,
+    "spectral_norm": spectral_norm,
 }
 """The penalty at strength 1 and its gradient."""
+
+ON_WEIGHTS = [name for name, kind in catalogue.kinds().items() if kind.scope]
 
 
 def step_by_formula(kind, strength, weight, gradient, rate, velocity, momentum):
@@ -55,14 +86,17 @@ def step_by_formula(kind, strength, weight, gradient, rate, velocity, momentum):
     weight = weight + velocity
     if kind == "proximal_l1":
         weight = np.sign(weight) * np.maximum(np.abs(weight) - rate * strength, 0)
+    if kind == "max_norm" and weight.ndim > 1:
+        matrix, as_kernel = filters(weight)
+        weight = as_kernel(matrix * np.minimum(1, strength / np.linalg.norm(matrix, axis=0)))
     return weight, velocity
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("kind", catalogue.kinds())
+@pytest.mark.parametrize("kind", ON_WEIGHTS)
 def test_every_kind_equals_its_formula_over_five_steps(kind, shape, momentum):
-    strength, rate = 0.02, 0.05
+    strength, rate = 2.0 if kind == "max_norm" else 0.02, 0.05
     start = random(shape)
     gradients = [random(shape, seed) for seed in range(1, 6)]
     variable = keras.Variable(start)
@@ -100,6 +134,57 @@ def test_proximal_l1_gives_exact_zeros_that_l1_does_not():
         zeros[kind] = int((variable.numpy() == 0).sum())
     assert zeros["l1"] == 0
     assert zeros["proximal_l1"] > 300
+
+
+def test_max_norm_leaves_short_filters_as_they_are_and_equals_keras_otherwise():
+    weight = random((3, 3, 4, 5)) * np.array([0.01, 0.1, 1, 10, 0], np.float32)
+    regularizer = Regularizer({"max_norm": 2.0})
+    limited = regularizer.apply("after_step", tf.constant(weight), 0.1).numpy()
+    np.testing.assert_array_equal(limited[..., [0, 1, 4]], weight[..., [0, 1, 4]])
+    np.testing.assert_allclose(limited, keras.constraints.MaxNorm(2.0, axis=(0, 1, 2))(weight), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 2), (3, 3, 8, 1)])
+def test_a_filter_of_zeros_has_no_gradient_in_group_lasso(shape):
+    weight = random(shape)
+    weight[..., 3, 0] = 0
+    weight[..., 0] = 0 if shape[-1] > 1 else weight[..., 0]
+    with tf.GradientTape() as tape:
+        value = tape.watch(variable := tf.constant(weight)) or Regularizer({"group_lasso": 1.0})(variable)
+    gradient = tape.gradient(value, variable).numpy()
+    assert np.isfinite(gradient).all()
+    assert (gradient[weight == 0] == 0).all() and (gradient != 0).any()
+
+
+def test_spectral_norm_follows_the_weights_by_power_iteration():
+    """From the exact singular vector, one step of NumPy's each step; it becomes exact where the weights stay."""
+    variable = keras.Variable(random((3, 3, 4, 20)))
+    regularizer = variable.regularizer = Regularizer({"spectral_norm": 0.02})
+    regularizer.start_memories(variable)
+    optimizer = SGD(0.05)
+    vector = np.linalg.svd(filters(variable.numpy().astype(np.float64))[0])[2][0]
+    for step in range(6):
+        matrix, as_kernel = filters(variable.numpy().astype(np.float64))
+        with tf.GradientTape() as tape:
+            penalty = regularizer(variable)
+            loss = tf.reduce_sum(variable.value * random(variable.shape, step // 3)) + penalty
+        gradient = tape.gradient(loss, variable.value)
+        assert float(penalty) == pytest.approx(0.02 * np.sum((matrix @ vector) ** 2), rel=1e-4)
+        expected = random(variable.shape, step // 3) + as_kernel(0.04 * np.outer(matrix @ vector, vector))
+        np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
+        optimizer.apply_gradients([(gradient, variable)])
+        matrix = filters(variable.numpy().astype(np.float64))[0]
+        vector = matrix.T @ (matrix @ vector)
+        vector /= np.linalg.norm(vector)
+    exact = 0.02 * spectral_norm(variable.numpy().astype(np.float64))[0]
+    assert float(regularizer(variable)) < 0.999 * exact
+    for _ in range(100):
+        regularizer.remember(variable)
+    assert float(regularizer(variable)) == pytest.approx(exact, rel=1e-4)
+    last = regularizer.memories["spectral_norm"].numpy()
+    variable.assign(tf.zeros(variable.shape))
+    regularizer.remember(variable)
+    np.testing.assert_array_equal(regularizer.memories["spectral_norm"], last)
 
 
 def test_weight_decay_is_l2_at_half_the_strength_without_momentum():
@@ -195,6 +280,6 @@ def test_each_kind_of_a_combination_covers_what_it_covers_alone(settings, model)
 def test_each_kind_says_what_it_is():
     """Formula first; source, usual strengths and PyTorch's equivalent: the page of the docs is made of them."""
     for kind in catalogue.kinds().values():
-        assert "strength" in kind.summary, kind.name
+        assert "strength" in kind.docstring.partition("Source: ")[0], kind.name
         for part in ("Source: ", "Usual strengths: ", "PyTorch: "):
             assert part in kind.docstring or part.replace(": ", ":\n") in kind.docstring, (kind.name, part)

@@ -62,6 +62,9 @@ def test_runs_of_other_test_images_are_named(plan, tmp_path):
     fake_runs.write_run(tmp_path / "runs/l2-0", 2, 100, images=200)
     with pytest.raises(UserError, match=r"^l2-0 were measured on other test images"):
         runs.read(plan)
+    fake_runs.write_run(tmp_path / "runs/l2-0", 2, 100, corrupted=20)
+    with pytest.raises(UserError, match=r"^l2-0 were measured on other test images"):
+        runs.read(plan)
 
 
 def test_training_that_diverged_counts_whatever_the_model_can_do(plan, tmp_path):

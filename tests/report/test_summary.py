@@ -10,7 +10,7 @@ import scratch
 from scipy import stats
 
 from regbench.errors import UserError
-from regbench.report import runs, summary
+from regbench.report import runs, statistics, summary
 from regbench.report.results import Diverged, measured
 
 
@@ -38,10 +38,12 @@ def test_seeds_give_means_and_paired_differences():
         assert row.test_sd == pytest.approx(accuracies.std(ddof=1))
         assert (row.correct, row.test.n) == (tuple(correct), 3)
     assert rows["none"].difference is rows["none"].verdict is None
-    # Pairing takes the seeds' own spread away.
-    paired = stats.ttest_rel([240, 248, 257], [200, 208, 216])
-    assert rows["l1"].difference.p == pytest.approx(paired.pvalue)
-    assert (rows["l1"].p_corrected, rows["l1"].verdict) == (pytest.approx(2 * paired.pvalue), "better")
+    # Pairing takes the seeds' own spread away; what other test images would give is added.
+    first, second = (np.arange(400) < np.array(it)[:, None] for it in ([200, 208, 216], [240, 248, 257]))
+    paired = statistics.difference_over_seeds_and_images(first, second)
+    assert rows["l1"].difference == paired
+    assert paired.p > stats.ttest_rel([240, 248, 257], [200, 208, 216]).pvalue
+    assert (rows["l1"].p_corrected, rows["l1"].verdict) == (pytest.approx(2 * paired.p), "better")
     # The same difference with three seeds: nothing is known of its spread.
     assert (rows["l2"].difference.value, rows["l2"].difference.low) == (0.2, None)
     assert (rows["l2"].difference.p, rows["l2"].verdict) == (0.25, "can't tell")
@@ -94,10 +96,10 @@ def test_summary_and_curves_are_written():
     assert written == summary.summarize(rows) == summary.parse(summary.SUMMARY.read_bytes())
     assert written["l1"] == {
         "accuracy_test": 0.61,
+        "accuracy_test_corrupted": 0.525,
         "accuracy_validation": 0.56,
         "difference": 0.1,
         "gap": 0.125,
-        "near_zero": 0.25,
         "reg_loss": 1.0,
     }
     with open(summary.CURVES, newline="") as file:
@@ -145,6 +147,7 @@ def test_dvc_metrics_diff_shows_the_changed_regularizer_accuracy_first(tmp_path)
     shown = [line for line in repository.dvc("metrics", "diff", "--md").splitlines() if "summary.json" in line]
     assert [line.split("|")[2].strip() for line in shown] == [
         "l2.accuracy_test",
+        "l2.accuracy_test_corrupted",
         "l2.accuracy_validation",
         "l2.difference",
         "l2.reg_loss",
@@ -166,6 +169,31 @@ def test_dvc_metrics_diff_shows_the_changed_regularizer_accuracy_first(tmp_path)
 def test_a_damaged_summary_is_told_in_words(text, said):
     with pytest.raises(UserError, match=said):
         summary.parse(text.encode())
+
+
+def test_corruptions_are_counted_over_seeds():
+    rows = rows_of(fake_runs.report_plan(seeds=[0, 1]))
+    # 50 and 52 of 100 images are right before; levels lose 5, or 2 of brightness.
+    lost = {"gaussian_noise": 5, "gaussian_blur": 5, "brightness": 2, "jpeg": 5}
+    for corruption, loss in lost.items():
+        assert rows["none"].corruptions[corruption] == pytest.approx([(51 - loss * level) / 100 for level in range(4)])
+    assert rows["none"].corrupted == pytest.approx(
+        0.51 - sum(loss * level for loss in lost.values() for level in (1, 2, 3)) / 1200
+    )
+    without = rows_of(fake_runs.report_plan(), corrupted=0)
+    assert without["l1"].corrupted is None and not without["l1"].corruptions
+    assert "accuracy_test_corrupted" not in summary.summarize(without)["l1"]
+
+
+def test_weights_and_outputs():
+    plan = fake_runs.report_plan(fake_runs.TWELVE, seeds=[0, 1], costs={"l1": 1.1, "mixup": 1.2, "l2": 0.9})
+    rows = rows_of(plan)
+    # One stem, 17 depthwise and 17 pointwise kernels, and the head; the median of 35 rates.
+    assert rows["l1"].norm == pytest.approx((4.5 + 17 * 3.5 + 17 * 2 + 1) ** 0.5)
+    assert (rows["l1"].effective_learning_rate, rows["l1"].confidence) == (0.02, 0.6)
+    costs = {name: row.cost for name, row in rows.items() if row.cost is not None}
+    assert costs == {"none": 1, "l1": 1.1, "l2": 0.9, "mixup": 1.2, "mixup_l2": pytest.approx(1.08)}
+    assert rows["mixup_l2"].kinds == ("mixup", "l2")
 
 
 def test_largest_class():

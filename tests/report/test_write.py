@@ -32,9 +32,16 @@ def written(tmp_path, monkeypatch):
     return report
 
 
-def in_a_terminal(report, width=80):
+def compiled(plan, **options):
+    """The report of runs with options of `fake_runs.write`, without figures."""
+    fake_runs.write(plan, **options)
+    found = runs.read(plan)
+    return write.compile_report(plan, found, summary.rows(plan, found), [])
+
+
+def in_a_terminal(report, width=80, cost=None):
     console = Console(width=width, record=True)
-    console.print(table.terminal(report))
+    console.print(table.terminal(report, width, cost))
     return console.export_text()
 
 
@@ -44,10 +51,12 @@ def test_report_says_it_all(written, capsys):
     assert said == "report.md: none, l1, l2, 1 seed; validation picks l2\n"
     text = Path("report.md").read_text()
     assert "| l2 | 70.0 [65.3, 74.3] | +20.0 [" in text
+    assert "corrupted: accuracy in % on 100 test images" in text
+    assert "| regularizer | reg loss | near zero | exactly zero | norm | effective learning rate |" in text
     assert all(f"- {sentence}\n" in text for sentence in report.verdicts)
     pictures = re.findall(r"!\[(.+)\]\((plots/.+\.png)\)", text)
     assert [(path, caption) for caption, path in pictures] == list(report.figures)
-    assert len(pictures) == 8 and all(Path(path).exists() for _, path in pictures)
+    assert len(pictures) == 9 and all(Path(path).exists() for _, path in pictures)
     assert "<!--" not in text and "largest class" not in text
     assert list(report.runs) == ["none-0", "l1-0", "l2-0"]
     for run, md5s in report.runs.items():
@@ -55,6 +64,19 @@ def test_report_says_it_all(written, capsys):
             assert hashlib.md5(Path("runs", run, file).read_bytes()).hexdigest() == md5
     assert report.plan == hashlib.md5(Path("plans/report.json").read_bytes()).hexdigest()
     assert (report.baseline, report.pick, report.seeds) == ("none", "l2", (0,))
+
+
+def test_a_run_that_ended_early_by_a_kind_that_acts_on_no_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = fake_runs.report_plan(reg={"none": None, "early_stopping": ("early_stopping", 2.0)}, seeds=[0, 1])
+    fake_runs.write(plan)
+    history = Path("runs/early_stopping-1/history.csv")
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
+    write.report(plan)
+    curves = Path("plots/curves.csv").read_text().splitlines()
+    assert [line.rsplit(",") for line in curves if line.startswith("early_stopping,1,3")] == []
+    assert len(curves) == 1 + 3 + 3 + 3 + 2
+    assert results.read().rows["early_stopping"].test.n == 2
 
 
 def test_the_same_again_byte_for_byte(written):
@@ -80,17 +102,26 @@ def test_what_diverged_has_a_row(written, diverged):
     text = Path("report.md").read_text()
     assert "nan" not in text + Path("metrics/summary.json").read_text()
     for name in diverged:
-        assert f"| {name} | diverged, 1 of 2 |" in text
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert "| diverged, 1 of 2 |" in row
         assert f"- {name} diverged with seed 1 in epoch 2: lower train.learning_rate" in text
     assert in_a_terminal(report).count("diverged, 1 of 2") == len(diverged)
 
 
-def test_the_table_fits_a_terminal(written):
-    shown = in_a_terminal(written(options={"largest": 250}))
-    for name, accuracy in (("none", "50.0 ["), ("l1", "60.0 ["), ("l2", "70.0 ["), ("largest class", "62.5")):
-        assert any(name in line and accuracy in line for line in shown.splitlines())
-    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
-    assert "| largest class | 62.5 |  |  | 62.5 |" in Path("report.md").read_text()
+def test_the_table_fits_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = [200, 205, 310, 30, 200, 188, 250, 240, 233, 201, 199, 222]
+    plan = fake_runs.report_plan(fake_runs.TWELVE, seeds=[0, 1, 2])
+    report = compiled(plan, largest=250, test=lambda place, seed: test[place] + 11 * seed * (place % 3))
+    for cost in (None, dict.fromkeys(report.rows, 123.45)):
+        shown = in_a_terminal(report, cost=cost)
+        for name, accuracy in (("stochastic_depth ", "52.5"), ("mixup_l2 ", "61.0"), ("largest class", "62.5")):
+            assert any(line.startswith(name) and accuracy in line for line in shown.splitlines())
+        assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+        assert "corrupted" in shown and ("s/epoch" in shown) == bool(cost)
+    assert "| largest class | 62.5 |  |  | 62.5 |" in write.markdown(report)
+    without = in_a_terminal(compiled(fake_runs.report_plan(baseline=None), corrupted=0))
+    assert "difference" not in without and "corrupted" not in without and "50.0 [45.1, 54.9]" in without
 
 
 def test_show_prints_what_the_report_says(written, capsys):
@@ -102,16 +133,58 @@ def test_show_prints_what_the_report_says(written, capsys):
     assert "picked by validation" in shown and "report.md" in shown
 
 
+def effects_of(reg, **changes):
+    """The headings of the second table, of rows that are alike but for `changes` of the last."""
+    plan = fake_runs.report_plan(reg)
+    fake_runs.write(plan)
+    rows = summary.rows(plan, runs.read(plan))
+    rows = {name: row.model_copy(update={"reg_loss": 0.0}) for name, row in rows.items()}
+    last = next(reversed(rows))
+    rows[last] = rows[last].model_copy(update=changes)
+    return list(table.effect_columns(rows))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "headings"),
+    [
+        ("dropout", {}, []),
+        ("dropout", {"near_zero": 0.27}, ["near zero"]),
+        ("dropout", {"exact_zeros": 0.01}, ["exactly zero"]),
+        ("dropout", {"cost": 1.1}, ["step time"]),
+        ("weight_decay", {}, ["norm", "effective learning rate"]),
+        ("weight_decay", {"effective_learning_rate": None}, ["norm", "effective learning rate"]),
+        ("proximal_l1", {}, ["near zero", "exactly zero", "norm", "effective learning rate"]),
+        ("mixup", {}, ["confidence"]),
+        ("my_own", {"reg_loss": 0.1}, ["reg loss", "norm", "effective learning rate"]),
+    ],
+)
+def test_columns_of_effects_follow_the_question(tmp_path, monkeypatch, kind, changes, headings):
+    monkeypatch.chdir(tmp_path)
+    assert effects_of({"none": None, "line": (kind, 0.1)}, **changes) == headings
+
+
+def test_seconds_are_those_of_the_last_training_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    report = compiled(fake_runs.report_plan(seeds=[0, 1]))
+    files.write_json(results.PATH, report.model_dump(mode="json", exclude_none=True))
+    log = tmp_path / table.LOG
+    log.mkdir(parents=True)
+    (log / "l1-0.csv").write_text("epoch,seconds,images_per_second\n1,30.0,1\n2,8.0,1\n3,9.0,1\n4,30.0,1\n")
+    (log / "l1-1.csv").write_text("epoch,seconds,images_per_second\n1,11.0,1\n")
+    (log / "l2-0.csv").write_text("epoch,seconds,images_per_second\n1\n")
+    assert table.seconds(report) == {"l1": 10.0}
+    table.show()
+    assert "s/epoch" in capsys.readouterr().out
+    assert "s/epoch" not in write.markdown(report)
+
+
 @pytest.fixture(scope="module")
 def report_text(tmp_path_factory):
     """The text of a report.json, without figures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
-        plan = fake_runs.report_plan()
-        fake_runs.write(plan)
-        found = runs.read(plan)
-        compiled = write.compile_report(plan, found, summary.rows(plan, found), [])
-    return files.json_text(compiled.model_dump(mode="json", exclude_none=True))
+        report = compiled(fake_runs.report_plan())
+    return files.json_text(report.model_dump(mode="json", exclude_none=True))
 
 
 @pytest.mark.parametrize(

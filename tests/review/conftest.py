@@ -32,23 +32,23 @@ class Results(scratch.Repository):
             self.commit(message)
 
 
-@pytest.fixture(scope="module")
-def original(image_folder, tmp_path_factory):
-    """none and l2, one seed, committed on main; not to be changed."""
-    params = scratch.tiny_params(image_folder)
-    params["reg"] = {"none": 0, "l2": 0.001}
-    folder = tmp_path_factory.mktemp("scratch") / "project"
-    folder.mkdir()
-    scratch.copy_project(folder, params)
-    repository = Results(folder)
-    repository.make("results")
-    return repository
+@pytest.fixture(scope="session")
+def original(image_folder, once):
+    """The folder of none and l2, one seed, committed on main; to be copied."""
+
+    def build(folder):
+        params = scratch.tiny_params(image_folder)
+        params["reg"] = {"none": 0, "l2": 0.001}
+        scratch.copy_project(folder, params)
+        Results(folder).make("results")
+
+    return once("project with results that nobody trained", build)
 
 
 @pytest.fixture
 def repository(original, tmp_path, monkeypatch):
     """A copy of `original` on a branch for changes; the working directory."""
-    folder = Path(shutil.copytree(original.folder, tmp_path / "project", symlinks=True))
+    folder = Path(shutil.copytree(original, tmp_path / "project", symlinks=True))
     monkeypatch.chdir(folder)
     copied = Results(folder)
     copied.run("git", "switch", "-qc", "change")

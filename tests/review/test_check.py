@@ -41,11 +41,13 @@ def test_a_clone_without_a_cache(repository, tmp_path, monkeypatch):
 
 def test_results_that_are_not_committed(repository):
     repository.replace("params.yaml", "l2: 0.001", "l2: 0.5")
+    repository.write("benchmarks/results.json", '{"kinds": {"l2": {"step": {"median": 1.1}}}}')
     repository.make(test=lambda place, seed: 220 + 30 * place)
     found = check.check()
     assert all(line.startswith("not committed: ") for line in found)
     named = {line.removeprefix("not committed: ") for line in found}
-    assert named >= {"params.yaml", "dvc.lock", *RESULTS} - {"plots/norms.png", "plots/layers.png"}
+    expected = {"params.yaml", "benchmarks/results.json", "dvc.lock", *RESULTS}
+    assert named >= expected - {"plots/norms.png", "plots/layers.png"}
     assert command(repository)[0].endswith("Commit these files.\n")
     repository.run("git", "add", "--all")
     assert check.check() == found
@@ -207,21 +209,16 @@ def test_outside_of_git(tmp_path, monkeypatch):
         check.check()
 
 
-def test_results_that_were_trained(image_folder, tmp_path):
-    """Once without anything made up: train, commit, check, compare with what was there before."""
-    params = scratch.tiny_params(image_folder, **scratch.TINIEST)
-    params["reg"] = {"l2": 0.001}
-    params["report"]["baseline"] = None
-    folder = tmp_path / "project"
-    folder.mkdir()
-    repository = scratch.copy_project(folder, params)
-    assert "there is no dvc.lock; run `make repro`" in command(repository)[0]
-    repository.dvc("repro", "-q")
-    assert "not committed: report.json" in command(repository)[0]
-    repository.commit("results")
+def test_results_that_were_trained(trained, tmp_path):
+    """Once without anything made up: before and after they are committed, and compared with what was there before."""
+    repository = scratch.Repository(shutil.copytree(trained, tmp_path / "project", symlinks=True))
     assert command(repository)[1] == 0
     report = repository.regbench("pr-report", "HEAD~1")
-    assert "**l2: new.**" in report and "there is no report.json of" in report
+    assert "l2: new" in report and "there is no report.json of" in report
+    repository.run("git", "reset", "-q", "HEAD~1")
+    assert "not committed: report.json" in command(repository)[0]
+    (repository.folder / "dvc.lock").unlink()
+    assert "there is no dvc.lock; run `make repro`" in command(repository)[0]
 
 
 def test_folders_of_removed_runs_do_not_make_results_stale(repository):

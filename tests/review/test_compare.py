@@ -39,6 +39,15 @@ def test_seeds_are_paired(version):
     assert words(now, before)["l1"] == "worse"
 
 
+def test_common_seeds_are_compared_whatever_their_order(version):
+    before = version(seeds=[0, 1, 2], test=lambda place, seed: 200 + 40 * seed)
+    now = version(seeds=[3, 2, 1], test=lambda place, seed: 200 + 40 * seed + 10 * place + (seed == 2))
+    estimate = {it.name: it for it in compare(before, now, {})}["l2"]
+    assert (estimate.estimate.value, estimate.seeds) == (pytest.approx(20.5 / 400), 2)
+    row = next(row for row in pull_request._accuracies(compare(before, now, {}), before, now) if "| l2 " in row)
+    assert "+5.1 [" in row and row.endswith("], n = 2 | better |")
+
+
 def test_two_seeds_that_agree_can_tell_nothing(version):
     before = version(seeds=[0, 1], test=lambda place, seed: 200)
     now = version(seeds=[0, 1], test=lambda place, seed: 240)
@@ -57,7 +66,9 @@ def test_one_seed_is_compared_by_two_proportions(version):
         ({}, {"images": "other"}, (), "other data"),
         ({"images": None}, {}, ["data.seed"], "other data"),
         ({"images": None}, {}, ["train.epochs"], "can't tell"),
-        ({}, {"seeds": [0, 1]}, (), "other seeds"),
+        ({}, {"seeds": [1, 2]}, (), "other seeds"),
+        ({}, {"seeds": [1, 0]}, (), "can't tell"),
+        ({}, {"seeds": [0, 1], "test": fake_runs.right}, (), "the same with the seeds in common"),
         ({}, {"diverged": ["l2-0"]}, (), "diverged"),
         ({"diverged": ["l2-0"]}, {}, (), "diverged before"),
         ({"reg": {"none": None}}, {}, (), "new, better than none"),

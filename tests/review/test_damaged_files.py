@@ -15,6 +15,8 @@ from regbench.review import check, git, lockfile, parameters, pull_request
 
 READ = ("dvc.lock", "params.yaml", "report.json", "metrics/summary.json")
 TRACKED = (*READ, "report.md", "plots/curves.csv", "dvc.yaml")
+COSTLY = settings().max_examples // 5
+"""How many examples of a test that asks Git."""
 
 
 @st.composite
@@ -97,7 +99,7 @@ stages:
 """
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, suppress_health_check=list(HealthCheck))
 @given(damage=damages(), name=st.sampled_from(READ))
 def test_readers(texts, damage, name):
     data = damage(texts[name])
@@ -120,7 +122,7 @@ def test_readers(texts, damage, name):
 @pytest.fixture(scope="module")
 def copied(original, tmp_path_factory):
     """A copy of the repository with the damage of one example after another."""
-    return Path(shutil.copytree(original.folder, tmp_path_factory.mktemp("copy") / "project", symlinks=True))
+    return Path(shutil.copytree(original, tmp_path_factory.mktemp("copy") / "project", symlinks=True))
 
 
 def said(call):
@@ -133,7 +135,7 @@ def said(call):
 
 @pytest.mark.slow
 @pytest.mark.dvc
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=COSTLY, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(damage=damages(), name=st.sampled_from(TRACKED))
 def test_check_report_and_table(copied, damage, name):
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +154,7 @@ def test_check_report_and_table(copied, damage, name):
 
 @pytest.mark.slow
 @pytest.mark.dvc
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=COSTLY, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(damage=damages(), name=st.sampled_from(TRACKED))
 def test_a_damaged_base_is_compared_as_far_as_it_goes(copied, damage, name):
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,8 @@ import scratch
 from regbench.errors import UserError
 from regbench.review import git
 
+pytestmark = pytest.mark.dvc
+
 
 @pytest.fixture(params=["", "below"])
 def repository(tmp_path, monkeypatch, request):

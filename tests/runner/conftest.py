@@ -73,24 +73,29 @@ STUBS = {
 
 
 @pytest.fixture(scope="session")
-def stub_template(tmp_path_factory):
+def stub_template(once):
     """What `stub` is copied from: none and l2, nothing run yet."""
-    params = scratch.tiny_params("cifar10", reg={"none": 0, "l2": 0.01})
-    repository = scratch.copy_project(tmp_path_factory.mktemp("stub") / "a path with spaces", params)
-    for path, text in STUBS.items():
-        repository.write(path, text)
-    repository.commit("stubs")
-    return repository.folder
+
+    def build(folder):
+        params = scratch.tiny_params("cifar10", reg={"none": 0, "l2": 0.01})
+        repository = scratch.copy_project(folder, params)
+        for path, text in STUBS.items():
+            repository.write(path, text)
+        repository.commit("stubs")
+
+    return once("stub project", build)
 
 
 @pytest.fixture(scope="session")
-def done_template(stub_template, tmp_path_factory):
+def done_template(stub_template, once):
     """What `done` is copied from."""
-    folder = tmp_path_factory.mktemp("done") / "a path with spaces"
-    repository = Repository(shutil.copytree(stub_template, folder, symlinks=True))
-    repository.regbench("repro")
-    repository.commit("results")
-    return folder
+
+    def build(folder):
+        repository = Repository(shutil.copytree(stub_template, folder, symlinks=True))
+        repository.regbench("repro")
+        repository.commit("results")
+
+    return once("stub project with results", build)
 
 
 @pytest.fixture

@@ -8,7 +8,22 @@ from scratch import ROOT
 
 from regbench import catalogue
 
-COMMANDS = ("repro", "table", "check", "pr-report", "list", "push", "mend")
+COMMANDS = (
+    "repro",
+    "search",
+    "watch",
+    "table",
+    "show",
+    "check",
+    "pr-report",
+    "compare",
+    "list",
+    "predict",
+    "export",
+    "push",
+    "docs",
+    "mend",
+)
 
 
 def regbench(*arguments, folder=ROOT, before="pass"):
@@ -51,6 +66,9 @@ def test_list_names_every_kind_and_network():
         (["reproduce"], "invalid choice"),
         ([], "required"),
         (["pr-report"], "required: BASE"),
+        (["show", "-n", "few"], "'few' is not allowed; it should be a whole number from 0"),
+        (["show", "--md", "--csv"], "not allowed with argument"),
+        (["compare"], "required: REV"),
     ],
 )
 def test_wrong_arguments(arguments, words):
@@ -58,7 +76,10 @@ def test_wrong_arguments(arguments, words):
     assert code == 2 and words in output
 
 
-@pytest.mark.parametrize("command", [["repro"], ["table"], ["check"], ["pr-report", "HEAD"], ["push"]])
+@pytest.mark.parametrize(
+    "command",
+    [["repro"], ["watch"], ["table"], ["show"], ["check"], ["pr-report", "HEAD"], ["compare", "HEAD"], ["push"]],
+)
 def test_a_folder_without_a_project(tmp_path, command):
     code, output, modules = regbench(*command, folder=tmp_path)
     assert code == 1

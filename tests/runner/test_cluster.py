@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 import scratch
+import yaml
 from scratch import Repository
 
 from regbench.runner import worker
@@ -21,15 +22,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
 
 
 class Nodes:
-    """A Ray cluster on this machine: a head that runs nothing, and nodes with folders of their own."""
+    """Nodes of a Ray cluster on this machine, with folders of their own."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.cluster = cluster_utils.Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False},
-        )
-        self.address = self.cluster.address
+    def __init__(self, cluster, folder):
+        self.cluster, self.folder, self.address = cluster, folder, cluster.address
         self.running = {}
 
     def add(self, name):
@@ -40,11 +36,25 @@ class Nodes:
         self.cluster.remove_node(self.running.pop(name), allow_graceful=False)
 
 
+def head():
+    """A Ray cluster on this machine that has a head, which runs nothing, and no nodes yet."""
+    options = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    return cluster_utils.Cluster(initialize_head=True, head_node_args=options)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = head()
+    yield cluster
+    cluster.shutdown()
+
+
 @pytest.fixture
-def nodes(tmp_path):
-    nodes = Nodes(tmp_path / "nodes")
+def nodes(cluster, tmp_path):
+    nodes = Nodes(cluster, tmp_path / "nodes")
     yield nodes
-    nodes.cluster.shutdown()
+    for name in list(nodes.running):
+        nodes.lose(name)
 
 
 def with_remote(repository):
@@ -68,43 +78,44 @@ def wait_for(log, pattern, process):
     return found
 
 
-def test_lost_nodes_killed_tasks_and_a_restarted_head_give_the_bits_of_one_machine(image_folder, nodes, tmp_path):
-    params = scratch.tiny_params(image_folder, **scratch.TINIEST, reg={"none": 0, "l2": 0.01, "l1": 0.001})
+def test_lost_nodes_killed_tasks_and_a_restarted_runner_give_the_bits_of_one_machine(trained, nodes, tmp_path):
+    params = yaml.safe_load((trained / "params.yaml").read_text())
     repository = with_remote(scratch.copy_project(tmp_path / "project", params))
-    repository.run("git", "clone", "-q", str(repository.folder), str(tmp_path / "alone"))
     log = tmp_path / "log"
     for name in ("one", "two"):
         nodes.add(name)
-    head = start(repository, nodes.address, log)
-    wait_for(log, "2 running", head)
+    runner = start(repository, nodes.address, log)
+    wait_for(log, "2 running", runner)
 
     # A task: the worker process is killed, and its training goes with it.
     task = next(process for process in psutil.process_iter(["cmdline"]) if "ray::_task" in _command_line(process))
     task.kill()
-    wait_for(log, "attempt 2", head)
+    wait_for(log, "attempt 2", runner)
     # A node, with what is on it.
     nodes.lose("one")
     shutil.rmtree(nodes.folder / "one", ignore_errors=True)
-    wait_for(log, r"done on", head)
-    # The head, in the midst of it; and as if dvc had just been writing.
-    head.send_signal(signal.SIGKILL)
-    head.wait()
+    wait_for(log, r"done on", runner)
+    # The runner, in the midst of it; and as if dvc had just been writing.
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
     whole = repository.read("dvc.lock")
     repository.write("dvc.lock", whole[: whole.rindex("deps:") + 5])
     nodes.add("three")
     done = re.findall(r"^(\S+) done on", log.read_text(), re.MULTILINE)
     second = tmp_path / "second"
-    head = start(repository, nodes.address, second)
-    assert head.wait() == 0, second.read_text()
+    assert start(repository, nodes.address, second).wait() == 0, second.read_text()
     assert "dvc.lock is damaged; deleted it" in second.read_text()
     again = re.findall(r"^(\S+) running on", second.read_text(), re.MULTILINE)
     assert not set(done) & set(again)
     assert "Data and pipelines are up to date" in repository.dvc("status")
+    # What the nodes' trainings say is here too, and what `regbench watch` draws.
+    said = log.read_text() + second.read_text()
+    for run in ("none-0", "l2-0", "l1-0"):
+        assert re.search(rf"^{run} epoch 1/1: .* reg loss .* left", said, re.MULTILINE)
+        assert len((repository.folder / f".regbench/log/{run}.csv").read_text().splitlines()) == 2
 
-    alone = Repository(tmp_path / "alone")
-    alone.dvc("repro")
     for path in ("metrics/summary.json", "plots/curves.csv", "report.json"):
-        assert repository.read(path) == alone.read(path)
+        assert repository.read(path) == (trained / path).read_text()
 
 
 def _command_line(process):
@@ -114,19 +125,19 @@ def _command_line(process):
 def test_a_failing_run_is_reported_and_the_others_go_on_while_the_remote_store_is_away(stub, nodes, tmp_path):
     repository = with_remote(stub)
     nodes.add("one")
-    slow_or_broken = "run = sys.argv[1]\nassert run != 'l2-0'\ntime.sleep(5)\n"
+    slow_or_broken = "run = sys.argv[1]\nassert run != 'l2-0'\ntime.sleep(2)\n"
     repository.replace("stages/train.py", "run = sys.argv[1]\n", slow_or_broken)
     remote = tmp_path / "remote"
     log = tmp_path / "log"
-    head = start(repository, nodes.address, log)
-    wait_for(log, "none-0 running on", head)
+    runner = start(repository, nodes.address, log)
+    wait_for(log, "none-0 running on", runner)
     # Away: a file is in its place.
     remote.rename(remote.with_name("away"))
     remote.touch()
-    time.sleep(random.uniform(0, 10))
+    time.sleep(random.uniform(0, 5))
     remote.unlink()
     remote.with_name("away").rename(remote)
-    assert head.wait() == 1, log.read_text()
+    assert runner.wait() == 1, log.read_text()
     output = log.read_text()
     assert "Uncommitted changes are sent along: stages/train.py" in output
     assert "l2-0 failed; the end of .regbench/cluster/l2-0.log" in output and "AssertionError" in output

@@ -2,19 +2,16 @@
 
 import csv
 import itertools
-import os
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from scratch import ROOT, tiny_params
+from scratch import ROOT, Repository, tiny_params
 
-from regbench import plan, regularizers
+from regbench import live, plan, regularizers
 from regbench.data import arrays, prepare
 from regbench.training import checkpoint, fit, history, model
 from regbench.training.batch_norm import PopulationStatistics
@@ -101,8 +98,12 @@ def test_what_is_recorded(prepared, train):
     # Keras's loss is the mean over the epoch of cross-entropy plus penalty, val_loss that of its end.
     assert recorded[-1]["loss"] > recorded[-1]["cross_entropy"]
     assert recorded[-1]["val_loss"] - recorded[-1]["val_cross_entropy"] == pytest.approx(penalty, rel=1e-4)
-    log = (prepared / ".regbench/log/l2-0.csv").read_text().splitlines()
-    assert log[0] == "epoch,seconds,images_per_second" and len(log) == 3
+    log = live.read("l2-0")
+    assert [it["epoch"] for it in log] == [1, 2] and all(it["seconds"] > 0 < it["images_per_second"] for it in log)
+    assert [[it[name] for name in live.MEASURES] for it in log] == [
+        [it[name] for name in live.MEASURES] for it in recorded
+    ]
+    assert not live.training("l2-0")
 
 
 def test_the_same_again_resumed_or_not_and_another_seed(prepared, train, cut_off):
@@ -170,7 +171,17 @@ def test_small_images_are_resized_in_the_model(plan_of, tmp_path):
     built = model.build(chosen, (28, 20, 1), 5)
     assert built.input_shape == (None, 28, 20, 1)
     assert built.get_layer("mobilenet_v2").input_shape == (None, 64, 64, 1)
-    assert built(np.zeros((2, 28, 20, 1), np.uint8)).shape == (2, 5)
+    images = np.random.default_rng(0).integers(0, 256, (8, 28, 20, 1)).astype(np.uint8)
+    scaled = tf.image.resize(images / np.float32(127.5) - 1, (64, 64))
+    logits = built.get_layer("mobilenet_v2")(scaled, training=False)
+    assert logits.shape == (8, 5)
+    # In inference, called in any way, it gives these, and stays as it is.
+    for call in (built, tf.function(built), built.predict_on_batch, built):
+        np.testing.assert_allclose(call(images), logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+    batch_norm = built.get_layer("mobilenet_v2").get_layer("stem_bn")
+    before = batch_norm.moving_mean.numpy()
+    built(images, training=True)
+    assert np.any(batch_norm.moving_mean.numpy() != before)
 
 
 def test_strength_zero_is_none(prepared, train):
@@ -290,17 +301,16 @@ fit.train(plan.read("plans/l2-0/train.json"), out=Path(sys.argv[1]))
 """
 
 
-def on_devices(script, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", DEVICES + script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+def on_devices(folder, script, *arguments):
+    (folder / "devices.py").write_text(DEVICES + script)
+    return Repository(folder).run("python", "devices.py", *arguments, PYTHONPATH=str(ROOT / "src"))
 
 
-def test_two_devices_train_as_one():
+def test_two_devices_train_as_one(tmp_path):
     """Two logical CPUs against one: the same losses for a network without batch statistics, in a process each."""
     losses = []
     for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
-        *numbers, replicas = on_devices(DENSE, *devices).split()
+        *numbers, replicas = on_devices(tmp_path, DENSE, *devices).splitlines()[0].split()
         assert int(replicas) == len(devices)
         losses.append([float(number.strip("[],")) for number in numbers])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -321,7 +331,7 @@ def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared, ima
         from regbench import params
 
         plan.write(params.load(prepared / "params.yaml"))
-        on_devices(WHOLE, out, *devices)
+        on_devices(prepared, WHOLE, out, *devices)
         recorded[out] = rows(prepared / out)
     for key, within in (("cross_entropy", 1e-4), ("reg_loss", 1e-4), ("val_cross_entropy", 2e-3)):
         assert recorded["synchronized"][0][key] == pytest.approx(recorded["one"][0][key], rel=within), key

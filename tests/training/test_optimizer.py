@@ -40,13 +40,16 @@ def test_saved_and_loaded_with_its_schedule():
 
 
 def test_what_keras_keeps_private_is_there():
-    """`SGD.update_step` uses these; Keras may rename them."""
+    """`SGD.update_step` and `SGD.swap_averages` use these; Keras may rename them."""
     optimizer = SGD(0.1, momentum=0.9)
     weights = [keras.Variable(np.ones(2)), keras.Variable(np.ones(3))]
     optimizer.build(weights)
     assert [optimizer._get_variable_index(weight.value) for weight in weights] == [0, 1]
     assert all(a is b for a, b in zip(optimizer._trainable_variables, weights, strict=True))
     assert [velocity.shape for velocity in optimizer.momentums] == [(2,), (3,)]
+    averaging = SGD(0.1, use_ema=True)
+    averaging.build(weights)
+    assert [average.shape for average in averaging._model_variables_moving_average] == [(2,), (3,)]
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,10 @@ def pixels(image: Image.Image, channels: int) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return values[..., None] if channels == 1 else values
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, C] → [height, width, C], bilinear and antialiased, by Pillow: integers, the same on any machine."""
+    grey = image.shape[-1] == 1
+    values = Image.fromarray(image[..., 0] if grey else image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(values)[..., None] if grey else np.asarray(values)

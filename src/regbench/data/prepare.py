@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 
 from regbench import files
 from regbench.data import SPLITS, tfds
 from regbench.data.folder import find as find_folder
+from regbench.data.images import resized
 from regbench.data.source import Source, counted, listed
 from regbench.errors import UserError
 from regbench.params import Data
@@ -172,7 +172,7 @@ def _write_split(source: Source, origin: str, indices: np.ndarray, image_size: i
 
     def images() -> Iterator[np.ndarray]:
         for image in bar:
-            prepared = np.ascontiguousarray(image if fits else _resized(image, image_size))
+            prepared = np.ascontiguousarray(image if fits else resized(image, image_size, image_size))
             digests.append(hashlib.blake2b(prepared, digest_size=16).digest())
             yield prepared
 
@@ -197,13 +197,6 @@ def _write_split(source: Source, origin: str, indices: np.ndarray, image_size: i
     }
     files.write_json(folder / "split.json", info)
     return digests
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [h, w, C] → [size, size, C], bilinear and antialiased, by Pillow: integers, the same on any machine."""
-    grey = image.shape[-1] == 1
-    resized = Image.fromarray(image[..., 0] if grey else image).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)[..., None] if grey else np.asarray(resized)
 
 
 def _write(path: Path, shape: tuple[int, ...], dtype: type, rows: Iterable, title: str) -> str:

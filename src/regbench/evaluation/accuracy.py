@@ -6,11 +6,12 @@ CALIBRATION_BINS = 15
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> tuple[dict, list[tuple]]:
-    """Accuracy, mean cross-entropy (nats) and calibration error of logits [N, K] against labels [N].
+    """Accuracy, mean cross-entropy (nats), confidence and calibration error of logits [N, K] against labels [N].
 
     Returns:
-        ({"images": N, "correct": how many predictions are right, "accuracy", "cross_entropy", "calibration_error"},
-        and a row for each image, (index, label, prediction, confidence, cross_entropy))
+        ({"images": N, "correct": how many predictions are right, "accuracy", "cross_entropy", "confidence": mean
+        probability of the predicted class, "calibration_error"}, and a row for each image, (index, label, prediction,
+        confidence, cross_entropy))
     """
     logits = np.asarray(logits, np.float64)
     logits = logits - logits.max(axis=1, keepdims=True)
@@ -25,6 +26,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> tuple[dict, list[tuple]]:
         "correct": correct,
         "accuracy": correct / len(labels),
         "cross_entropy": float(cross_entropy.mean()),
+        "confidence": float(confidence.mean()),
         "calibration_error": calibration_error(confidence, prediction == labels),
     }
     columns = (rows, labels, prediction, confidence.round(6), cross_entropy.round(6))

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 
-import regbench.networks.layers  # noqa: F401  (registers the classes that a saved model is made of)
-from regbench import files, regularizers
+from regbench import files, networks, regularizers
 from regbench.data import SPLITS, arrays
 from regbench.errors import UserError
-from regbench.evaluation import accuracy, weights
+from regbench.evaluation import accuracy, corruptions, saved, weights
 from regbench.evaluation.predict import predictor
+from regbench.networks.layers import fast
 
 TABLES = {
     "predictions": ("split", "index", "file", "label", "prediction", "confidence", "cross_entropy"),
@@ -56,6 +54,7 @@ def evaluate(plan: dict[str, Any], prepared: Path = Path("prepared"), runs: Path
         UserError: the model or the images are missing or damaged.
     """
     run = runs / plan["run"]
+    networks.register(plan["own_network"])
     model = _load(run / "model.keras", plan["run"])
     regularizers.attach(model, plan["regularizer"])
     splits = {name: arrays.load(name, prepared) for name in SPLITS}
@@ -63,7 +62,6 @@ def evaluate(plan: dict[str, Any], prepared: Path = Path("prepared"), runs: Path
     predict = predictor(model)
     logits = {name: predict(split) for name, split in splits.items()}
     evaluation = {
-        "name": plan["name"],
         "seed": plan["seed"],
         "regularizer": [dataclasses.asdict(term) for term in plan["regularizer"].terms],
         "diverged": not all(np.isfinite(values).all() for values in logits.values()),
@@ -84,10 +82,9 @@ def evaluate(plan: dict[str, Any], prepared: Path = Path("prepared"), runs: Path
 
 def _load(path: Path, run: str) -> keras.Model:
     try:
-        return keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} can't be loaded ({reason}); run `dvc repro -f -s train@{run}`") from None
+        return fast(saved.load(path))
+    except UserError as error:
+        raise UserError(f"{error}; run `dvc repro -f -s train@{run}`") from None
 
 
 def _files(path: Path, images: int) -> list[str]:
@@ -130,16 +127,21 @@ def measure(
         scores[name], rows = accuracy.score(logits[name], split.labels)
         if name in names:
             predictions += [(name, row[0], file, *row[1:]) for row, file in zip(rows, names[name], strict=True)]
-    confusion = accuracy.confusion_matrix(splits["test"].labels, logits["test"].argmax(axis=1), len(classes))
+    tested = logits["test"].argmax(axis=1)
+    confusion = accuracy.confusion_matrix(splits["test"].labels, tested, len(classes))
 
     penalty = weights.penalty(model)
     for values in scores.values():
         values["loss"] = values["cross_entropy"] + penalty
-    layers = list(weights.layer_rows(model, options.near_zero, plan["learning_rate"], plan["batch_norm"]))
+    layers = list(weights.layer_rows(model, options.near_zero, plan["learning_rate"]))
     counted = sum(row["weights"] for row in layers)
+    trained = {id(weight) for weight in model.trainable_variables}
     evaluation = {
         "parameters": model.count_params(),
         "kernel_weights": counted,
+        "frozen_kernel_weights": sum(
+            int(np.prod(kernel.shape)) for _, kernel in networks.kernels(model) if id(kernel) not in trained
+        ),
         "regularized_weights": sum(variable.regularizer is not None for variable in model.trainable_variables),
         "exact_zeros": sum(row["exact_zeros"] for row in layers) / counted,
         "near_zero": sum(row["near_zero"] for row in layers) / counted,
@@ -152,6 +154,7 @@ def measure(
         },
         "majority": {name: accuracy.majority(split.labels) for name, split in splits.items()},
         **scores,
+        **corruptions.score(splits["test"], options.corrupted_images, tested == splits["test"].labels, predict),
     }
     pruned = weights.prune(model, options.pruning, splits["validation"], predict)
     tables = {

@@ -5,39 +5,38 @@ from collections.abc import Callable, Iterable, Iterator
 import keras
 import numpy as np
 
+from regbench import networks
 from regbench.data.arrays import Split
-from regbench.networks import kernels
 from regbench.regularizers import penalties
 
 HISTOGRAM_DECADES = (-8.0, 1.0, 0.1)
 """Smallest and largest log₁₀|w| of the weight histogram, and the width of a bin."""
 
 
-def layer_rows(model: keras.Model, near_zero: float, learning_rate: float, batch_norm: bool) -> Iterator[dict]:
-    """A row for each layer with a kernel, from the stem to the head; biases are not counted.
+def layer_rows(model: keras.Model, near_zero: float, learning_rate: float) -> Iterator[dict]:
+    """A row for each kernel, from the stem to the head; biases are not counted.
 
     Args:
         model: as trained, with its regularizer attached.
         near_zero: a weight smaller than this counts as near zero.
         learning_rate: of the training, at its highest.
-        batch_norm: whether batch normalization follows each convolution.
 
     Yields:
-        {"layer", "weights": count, "sum_abs": Σ|w|, "sum_squares": Σw², "exact_zeros": how many are 0,
-        "near_zero": how many |w| < near_zero, "penalty": what the layer's weights add to the loss,
-        "penalty_share": of the whole penalty, "effective_learning_rate": learning_rate / Σw², where batch normalization
-        follows and makes the output independent of the kernel's size (T. van Laarhoven, 2017, arXiv 1706.05350); else
-        empty}
+        {"layer": its name, and of a layer with several kernels which one, "weights": count, "sum_abs": Σ|w|,
+        "sum_squares": Σw², "exact_zeros": how many are 0, "near_zero": how many |w| < near_zero, "penalty": what the
+        kernel, and the head's bias, add to the loss, "penalty_share": of the whole penalty, "effective_learning_rate":
+        learning_rate / Σw² where batch normalization follows and makes the output independent of the kernel's size
+        (T. van Laarhoven, 2017, arXiv 1706.05350); else, and of frozen layers, empty}
     """
-    total = penalty(model)
-    found = kernels(model)
-    for layer, variable in found:
+    total, head = penalty(model), networks.head(model)
+    normalized = {id(layer) for layer in networks.normalized(model) if layer.trainable}
+    for layer, variable in networks.kernels(model):
         kernel = np.abs(variable.numpy().astype(np.float64))
         squares = float(np.square(kernel).sum())
-        own = penalty(layer)
-        normalized = batch_norm and layer is not found[-1][0]
+        own = float(sum(penalties(head.trainable_variables if layer is head else [variable])))
+        scale_free = squares and id(layer) in normalized
         yield {
-            "layer": layer.name,
+            "layer": networks.name_of(layer, variable),
             "weights": kernel.size,
             "sum_abs": float(kernel.sum()),
             "sum_squares": squares,
@@ -45,7 +44,7 @@ def layer_rows(model: keras.Model, near_zero: float, learning_rate: float, batch
             "near_zero": int((kernel < near_zero).sum()),
             "penalty": own,
             "penalty_share": own / total if total else 0.0,
-            "effective_learning_rate": learning_rate / squares if normalized and squares else "",
+            "effective_learning_rate": learning_rate / squares if scale_free else "",
         }
 
 
@@ -61,7 +60,7 @@ def histogram(model: keras.Model) -> list[tuple[float, float, int]]:
     """
     low, high, width = HISTOGRAM_DECADES
     edges = np.round(np.arange(low, high + width / 2, width), 1)
-    sizes = np.concatenate([np.abs(kernel.numpy()).ravel() for _, kernel in kernels(model)])
+    sizes = np.concatenate([np.abs(kernel.numpy()).ravel() for _, kernel in networks.kernels(model)])
     counts = np.bincount(np.searchsorted(10.0**edges, sizes, side="right"), minlength=len(edges) + 1)
     return list(zip([-np.inf, *edges.tolist()], [*edges.tolist(), np.inf], counts.tolist(), strict=True))
 
@@ -82,7 +81,7 @@ def prune(
     Returns:
         rows (share, |w| below which weights were set to 0, accuracy), one for each share above 0
     """
-    variables = [kernel for _, kernel in kernels(model)]
+    variables = [kernel for _, kernel in networks.kernels(model)]
     original = [variable.numpy() for variable in variables]
     sizes = np.sort(np.concatenate([np.abs(weights).ravel() for weights in original]))
     rows = []

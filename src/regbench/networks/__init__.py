@@ -1,43 +1,265 @@
-"""The networks: a file each, found by its name (`model.network` in params.yaml).
+"""The networks: a file each, those of `keras.applications`, and a user's own (`model.network` in params.yaml).
 
-A file has a function `build` that returns a `keras.Model` of floats to logits. Networks know nothing about
-regularizers: those are attached to a built model (`regbench.regularizers.attach`).
+A network is built by a function that returns a `keras.Model` of floats to logits. Networks know nothing about
+regularizers: those are attached to a built model (`regbench.regularizers.attach`), by the functions here that walk its
+layers and weights.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
-from regbench import params
+from regbench import catalogue, params
+from regbench.errors import UserError
+
+NOISE = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout2D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+"""Layers that act in training only."""
 
 
 def build(
-    model: params.Model, input_shape: tuple[int, int, int], num_classes: int, synchronized: bool = False
+    model: params.Model,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    synchronized: bool = False,
+    weights_md5: str | None = None,
 ) -> keras.Model:
-    """Build the network that params ask for.
+    """Build the network that params ask for, with the weights that it starts from; frozen layers are not trainable.
 
     Args:
         model: `params.Model`.
         input_shape: (height, width, channels) of an image.
         num_classes: number of logits.
         synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
+        weights_md5: what the weights file should have; None: anything.
 
     Returns:
-        `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes].
+        a functional `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes].
+
+    Raises:
+        UserError: of what users can mend: their own network or their weights file is not what it should be, images are
+            too small, there is no layer to freeze.
     """
-    options = model.model_dump()
-    network = importlib.import_module(f"regbench.networks.{options.pop('network')}")
-    return network.build(input_shape, num_classes, **options, synchronized=synchronized)
+    options = model.model_dump(exclude={"network", "weights", "freeze"}) | {"synchronized": synchronized}
+    if model.network in catalogue.networks():
+        network = _module(model.network).build(input_shape, num_classes, **options)
+    else:
+        source = "_applications" if model.network in catalogue.applications() else "_own"
+        network = _module(source).build(model.network, input_shape, num_classes, **options)
+    if model.weights:
+        _module("_weights").load(network, model.weights, weights_md5)
+    if model.freeze:
+        freeze(network, model.freeze)
+    return network
+
+
+def register(own: str | None) -> None:
+    """Import a user's own network, `./file.py:function`, for the classes that its saved models have; None: nothing."""
+    if own:
+        _module("_own").function(own)
+
+
+# By name, so that a plan covers only what its run uses.
+def _module(name: str) -> Any:
+    return importlib.import_module(f"regbench.networks.{name}")
+
+
+def freeze(network: keras.Model, name: str) -> None:
+    """Let all layers up to the one of this name keep their weights: they are no longer trainable.
+
+    Batch normalization among them uses its averages and leaves them alone. The name of a model in the network stands
+    for all of its layers. Layers are in Keras's order, from the input to the output.
+
+    Raises:
+        UserError: there is no such layer, or no weights would be left to train.
+    """
+    names = [layer.name for layer in _layers_and_models(network)]
+    if name not in names:
+        found = catalogue.nearest(name, names)
+        hint = f"did you mean {found}? " if found else ""
+        last = ", ".join(layer.name for layer, _ in kernels(network)[-4:])
+        raise UserError(
+            f"model.freeze: {network.name} has no layer {name!r}; {hint}Its last ones with weights are {last}"
+        )
+    for layer in _layers_and_models(network):
+        if not isinstance(layer, keras.Model):
+            layer.trainable = False
+        if layer.name == name:
+            break
+    if not network.trainable_variables:
+        raise UserError(f"model.freeze: {name} leaves nothing to train; the head at least should be trained")
+
+
+def _layers_and_models(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model, and each model in it after its layers."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_and_models(layer)
+        yield layer
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """The layers of a model and of the models in it, from the input to the output."""
-    for layer in model.layers:
-        yield from layers_of(layer) if isinstance(layer, keras.Model) else (layer,)
+    return (layer for layer in _layers_and_models(model) if not isinstance(layer, keras.Model))
+
+
+def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer is made of, one level down."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The batch normalizations of a model, those in other layers too."""
+
+    def within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+        yield layer
+        for part in parts_of(layer):
+            yield from within(part)
+
+    parts = (part for layer in layers_of(model) for part in within(layer))
+    return list({id(part): part for part in parts if isinstance(part, keras.layers.BatchNormalization)}.values())
 
 
 def kernels(model: keras.Model) -> list[tuple[keras.layers.Layer, keras.Variable]]:
-    """The layers that have a kernel, from the stem to the head, as (layer, kernel)."""
-    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
-    return [(layer, layer.kernel) for layer in layers_of(model) if isinstance(layer, kinds)]
+    """The kernels of a model, from the stem to the head, as (layer, kernel).
+
+    A kernel is a weight of two axes or more whose name ends in "kernel", as in all layers of Keras: of convolutions,
+    `Dense`, `EinsumDense`, attention. `SeparableConv2D` has two. A layer that is made of others stands for them.
+    """
+    found = {}
+    for layer in layers_of(model):
+        for weight in layer.weights:
+            if weight.name.endswith("kernel") and len(weight.shape) >= 2:
+                found.setdefault(id(weight), (layer, weight))
+    return list(found.values())
+
+
+def name_of(layer: keras.layers.Layer, kernel: keras.Variable) -> str:
+    """What to call a kernel: the name of its layer, and of a layer with several, which one."""
+    parts = kernel.path.removesuffix("/kernel").split("/")
+    return "/".join(parts[parts.index(layer.name) :]) if layer.name in parts else layer.name
+
+
+def is_depthwise(layer: keras.layers.Layer, kernel: keras.Variable) -> bool:
+    """Whether a kernel of a layer is that of a depthwise convolution: each of its filters sees one channel."""
+    grouped = getattr(layer, "groups", 1) > 1 and kernel.shape[-2] == 1  # ConvNeXt's
+    return grouped or isinstance(layer, keras.layers.DepthwiseConv2D) or kernel.name.startswith("depthwise")
+
+
+def head(model: keras.Model) -> keras.layers.Dense:
+    """The last Dense layer of a model, which gives the logits.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.Dense)]
+    if not found:
+        raise UserError(f"the network {model.name} should end in a keras.layers.Dense layer, its head; it has none")
+    return found[-1]
+
+
+def normalized(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers whose outputs batch normalization normalizes: it follows them, or is a part of them."""
+    batch_norm = keras.layers.BatchNormalization
+    # `ExpandConv2D` has its own.
+    found = [layer for layer in layers_of(model) if isinstance(getattr(layer, "normalization", None), batch_norm)]
+    made_by: dict[int, keras.layers.Layer] = {}
+    kept = []  # so that no other tensor gets its id
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, batch_norm) and args and id(args[0]) in made_by:
+            found.append(made_by[id(args[0])])
+        outputs = layer(*args, **kwargs)
+        made_by[id(outputs)] = layer
+        kept.append(outputs)
+        return outputs
+
+    rewired(model, call)
+    return found
+
+
+def calls(network: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a functional model, each as often as it is called."""
+    found = []
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        found.append(layer)
+        return layer(*args, **kwargs)
+
+    rewired(network, call)
+    return found
+
+
+def inserted(network: keras.Model, before: Callable[[keras.layers.Layer, Any], Any]) -> keras.Model:
+    """The network with more layers in it; those that it has are shared, with their weights.
+
+    Args:
+        network: a functional model, with functional or sequential models in it or not.
+        before: called with each layer and its input, a tensor or a list of them; returns the input that it gets
+            instead, the same one or what layers in between make of it. Besides layers, these are operations such as
+            those of `x + y`; of a function of several tensors, the input is the first one.
+    """
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        return layer(before(layer, args[0]), *args[1:], **kwargs) if args else layer(**kwargs)
+
+    return rewired(network, call)
+
+
+def without_noise(network: keras.Model) -> keras.Model:
+    """The network without dropout and noise of its own; all other layers are shared. The same one if it has none."""
+    if not any(isinstance(layer, NOISE) for layer in layers_of(network)):
+        return network
+    return rewired(
+        network, lambda layer, *args, **kwargs: args[0] if isinstance(layer, NOISE) else layer(*args, **kwargs)
+    )
+
+
+def rewired(model: keras.Model, call: Callable[..., Any], models: bool = False) -> keras.Model:
+    """A model of the same layers, with their weights, each called by `call(layer, *args, **kwargs)`.
+
+    That goes for the layers of models in it, too, and for operations on tensors, such as those of `x + y`. With
+    `models`, it goes for those models as well.
+    """
+
+    def graph(layer: keras.layers.Layer) -> keras.layers.Layer:
+        # A sequential model has no calls of its own to replace; Keras makes one of layers. Others are no graphs.
+        if isinstance(layer, keras.Sequential):
+            layer = keras.Model(layer.inputs, layer.outputs, name=layer.name)
+        return rewired(layer, call, models) if isinstance(layer, keras.Model) and hasattr(layer, "inputs") else layer
+
+    def call_all(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        own = isinstance(layer, keras.Model) and not models
+        return layer(*args, **kwargs) if own else call(layer, *args, **kwargs)
+
+    return keras.models.clone_model(model, clone_function=graph, call_function=call_all)
+
+
+def shortcuts(network: keras.Model) -> dict[keras.layers.Layer, int]:
+    """The layers `Add`, from the input to the output, and which of its inputs each gets by the longest path.
+
+    Of a layer that adds a shortcut and a residual branch, this is the residual branch, also where the shortcut is
+    projected.
+    """
+    lengths: dict[int, int] = {}
+    found, tensors = {}, []
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        into = [lengths.get(id(tensor), 0) for tensor in keras.tree.flatten((args, kwargs))]
+        if isinstance(layer, keras.layers.Add):
+            found[layer] = into.index(max(into))
+        for tensor in keras.tree.flatten(outputs):
+            tensors.append(tensor)  # so that no other one gets its id
+            lengths[id(tensor)] = max(into) + 1
+        return outputs
+
+    rewired(network, call, models=True)
+    return found

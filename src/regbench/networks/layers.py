@@ -4,8 +4,12 @@ Each is a subclass of the Keras layer it stands for, with the same arguments, we
 mathematics, so models, penalties and checkpoints need not know the difference. Only the TensorFlow operations differ;
 `benchmarks/` has the gain. What a layer does not compute itself it hands to Keras's own code, or refuses when it is
 made. All are for data_format "channels_last", whatever the user's keras.json says.
+
+`for_xla` switches layers to operations that XLA fuses: depthwise convolutions as nine shifted products, batch
+normalization as Keras composes it. On a GPU, cuDNN's depthwise convolutions are what XLA can't compile well.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import keras
@@ -71,6 +75,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         **kwargs: as for `keras.layers.BatchNormalization`.
     """
 
+    xla = False
+    """Whether it is compiled by XLA, which fuses plain operations (`for_xla`)."""
+
     averages = True
     """Whether a call in training updates the moving averages; false where nobody is going to read them."""
 
@@ -104,7 +111,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def _can_be_fused(self, inputs: tf.Tensor) -> bool:
-        usual = self.center and self.scale and not self.renorm and not self.synchronized
+        usual = self.center and self.scale and not self.renorm and not self.synchronized and not self.xla
         single = inputs.dtype == self.compute_dtype and self.variable_dtype == "float32"
         return usual and single and inputs.shape.rank == 4 and self.axis in (-1, 3)
 
@@ -130,18 +137,22 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         "dilation_rate": 1,
         "data_format": "channels_last",
     }
+    xla = False
+    """Whether it is compiled by XLA (`for_xla`)."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**_with_fixed(self, kwargs))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         height, width = inputs.shape[1:3]
-        small = height is not None and width is not None and height * width <= 4
-        if not small or self.padding != "same" or self.strides not in ((1, 1), (2, 2)):
+        known = height is not None and width is not None and self.strides in ((1, 1), (2, 2))
+        stride, kernel = self.strides[0], tf.convert_to_tensor(self.kernel)
+        if known and self.xla:
+            outputs = _shifted_products(inputs, kernel, stride, self.padding)
+        elif not known or height * width > 4 or self.padding != "same":
             return super().call(inputs)
-        stride = self.strides[0]
-        kernel = tf.convert_to_tensor(self.kernel)
-        outputs = inputs * kernel[1, 1, :, 0] if height == width == 1 else _depthwise(inputs, kernel, stride)
+        else:
+            outputs = inputs * kernel[1, 1, :, 0] if height == width == 1 else _depthwise(inputs, kernel, stride)
         if self.use_bias:
             outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
         return outputs if self.activation is None else self.activation(outputs)
@@ -157,11 +168,8 @@ def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     ends the process.
     """
     strides = [1, stride, stride, 1]
-    paddings = [0, 0]
-    for side in inputs.shape[1:3]:
-        total = max((-(-side // stride) - 1) * stride + 3 - side, 0)
-        paddings += [total // 2, total - total // 2]
-    paddings += [0, 0]
+    rows, columns = _same_padding(inputs, stride)
+    paddings = [0, 0, *rows, *columns, 0, 0]
 
     @tf.custom_gradient
     def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> Any:
@@ -182,6 +190,27 @@ def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
         return tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME"), gradients
 
     return convolve(inputs, kernel)
+
+
+def _same_padding(inputs: tf.Tensor, stride: int) -> list[tuple[int, int]]:
+    """What "same" padding adds for a window of 3, as (before, after) of rows and of columns."""
+    totals = [max((-(-side // stride) - 1) * stride + 3 - side, 0) for side in inputs.shape[1:3]]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+def _shifted_products(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
+    """3×3 depthwise convolution as nine products of shifted maps and one weight a channel, which XLA fuses."""
+    if padding == "same":
+        inputs = tf.pad(inputs, [(0, 0), *_same_padding(inputs, stride), (0, 0)])
+    height, width = ((side - 3) // stride + 1 for side in inputs.shape[1:3])
+    outputs = None
+    for row in range(3):
+        for column in range(3):
+            rows = slice(row, row + stride * (height - 1) + 1, stride)
+            columns = slice(column, column + stride * (width - 1) + 1, stride)
+            product = inputs[:, rows, columns, :] * kernel[row, column, :, 0]
+            outputs = product if outputs is None else outputs + product
+    return outputs
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -236,7 +265,7 @@ class ExpandConv2D(PointwiseConv2D):
         height, width, channels = inputs.shape[1:]
         # The extra products cost in proportion to channels², what they save in proportion to pixels.
         pays = height is not None and width is not None and 4 * height * width > channels
-        if not pays or norm.synchronized or self.compute_dtype not in ("float32", "float64"):
+        if not pays or norm.synchronized or norm.xla or self.compute_dtype not in ("float32", "float64"):
             return tf.nn.relu6(norm(self.product(inputs), training=training))
         matrix = tf.reshape(inputs, [-1, channels])
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
@@ -289,6 +318,14 @@ def _expand(x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, 
     return (outputs, tf.linalg.matvec(kernel, mean, transpose_a=True), variance), gradient
 
 
+def for_xla(layers: Iterable[keras.layers.Layer], xla: bool = True) -> None:
+    """Let layers compute what XLA fuses best, or what is fastest without XLA; the mathematics is the same."""
+    for layer in layers:
+        for part in (layer, getattr(layer, "normalization", layer)):
+            if isinstance(part, (BatchNormalization, DepthwiseConv2D)):
+                part.xla = xla
+
+
 def _as_map(matrix: tf.Tensor, like: tf.Tensor, channels: int) -> tf.Tensor:
     """[N·H·W, channels] → [N, H, W, channels], with N, H and W of `like`."""
     height, width = like.shape[1:3]
@@ -310,3 +347,94 @@ def _with_fixed(layer: keras.layers.Layer, given: dict) -> dict:
 
 def _without(config: dict, *keys: str) -> dict:
     return {key: value for key, value in config.items() if key not in keys}
+
+
+# From these layers to Keras's own, and back
+
+
+def plain(model: keras.Model) -> keras.Model:
+    """Copy a model into layers of Keras itself, which load wherever Keras is, without regbench.
+
+    Regularizers, constraints, loss and optimizer are left out, and so is batch normalization over all replicas: only
+    training needs them. An `ExpandConv2D` becomes three layers, NAME, NAME_bn and NAME_relu6; every other layer keeps
+    its name. In inference the copy gives the same outputs, but for rounding.
+
+    Args:
+        model: functional or sequential, of any layers; models in it as well.
+    """
+    return _copy(model, _plain)
+
+
+def fast(model: keras.Model) -> keras.Model:
+    """Copy a model into the layers of this file wherever one computes the same, which is faster on a CPU.
+
+    Args:
+        model: functional or sequential, of any layers; models in it as well.
+    """
+    return _copy(model, _fast)
+
+
+def _plain(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    if type(layer) is ExpandConv2D:
+        relu6 = keras.layers.ReLU(6, name=f"{layer.name}_relu6", dtype=layer.dtype_policy)
+        return [*_plain_version(layer), *_plain(layer.normalization), relu6]
+    return _plain_version(layer)
+
+
+def _plain_version(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    plain_class = next(kind for kind in type(layer).__mro__ if kind.__module__ != __name__)
+    config = plain_class.get_config(layer)
+    config |= {key: None for key in config if key.endswith(("_regularizer", "_constraint"))}
+    if plain_class is keras.layers.BatchNormalization:
+        config["synchronized"] = False
+    return [plain_class.from_config(config)]
+
+
+def _fast(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    kind, config = type(layer), layer.get_config()
+    for ours in (PointwiseConv2D, BatchNormalization, DepthwiseConv2D):
+        fixed = getattr(ours, "FIXED", {})
+        if kind is ours.__base__ and all(getattr(layer, key) in (value, (value,) * 2) for key, value in fixed.items()):
+            return [ours.from_config(_without(config, *fixed))]
+    return [kind.from_config(config)]
+
+
+def _copy(model: keras.Model, versions: Callable[[keras.layers.Layer], list[keras.layers.Layer]]) -> keras.Model:
+    """Copy a model and its weights.
+
+    Args:
+        versions: from a layer to new ones that do one after another what it does and have the same weights.
+    """
+    copies: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
+    following: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
+
+    def graph(model: keras.Model) -> keras.Model:
+        sequential = isinstance(model, keras.Sequential)
+        ends = (model.inputs, model.outputs) if sequential else (model.input, model.output)
+        # Of Keras's own class and not compiled, whatever the original is.
+        bare = keras.Model(*ends, name=model.name)
+        return keras.models.clone_model(bare, clone_function=copied, call_function=call)
+
+    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.Model) and hasattr(layer, "inputs"):
+            return graph(layer)
+        if layer not in copies:
+            copies[layer] = versions(layer)
+            following[copies[layer][0]] = copies[layer][1:]
+        return copies[layer][0]
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        for after in following.get(layer, ()):
+            outputs = after(outputs)
+        return outputs
+
+    copy = graph(model)
+    for layer, made in copies.items():
+        if isinstance(layer, keras.layers.Layer):  # else an operation on tensors, such as a sum
+            weights = layer.get_weights()
+            for version in made:
+                count = len(version.weights)
+                version.set_weights(weights[:count])
+                del weights[:count]
+    return copy

@@ -14,6 +14,6 @@ import tensorflow as tf
 SCOPE = "backbone"
 
 
-def after_step(weight: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
-    """sign(w) · max(|w| − amount, 0)."""
-    return tf.sign(weight) * tf.maximum(tf.abs(weight) - amount, 0.0)
+def after_step(weight: tf.Tensor, strength: float, learning_rate: tf.Tensor) -> tf.Tensor:
+    """sign(w) · max(|w| − learning rate · strength, 0)."""
+    return tf.sign(weight) * tf.maximum(tf.abs(weight) - learning_rate * strength, 0.0)

@@ -14,6 +14,6 @@ import tensorflow as tf
 SCOPE = "all"
 
 
-def before_step(weight: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
-    """w · (1 − amount)."""
-    return weight * (1.0 - amount)
+def before_step(weight: tf.Tensor, strength: float, learning_rate: tf.Tensor) -> tf.Tensor:
+    """w · (1 − learning rate · strength)."""
+    return weight * (1.0 - learning_rate * strength)

@@ -1,5 +1,6 @@
 """seaborn figures of the runs. A regularizer has one colour everywhere, by its place in params."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,21 @@ from matplotlib.figure import Figure
 
 from regbench.report import summary
 from regbench.report.runs import Run, by_name, whole
-from regbench.report.statistics import Estimate
+from regbench.report.statistics import SIGNIFICANT, Estimate
 
 FOLDER = Path("plots")
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
 """Where a legend stands: right of the picture."""
+
+CORRUPTION_NAMES = {
+    "gaussian_noise": "Gaussian noise",
+    "gaussian_blur": "Gaussian blur",
+    "brightness": "Brightness",
+    "jpeg": "JPEG",
+}
+
+WITH_BANDS = 6
+"""Up to so many lines have bands; more bands would hide the lines."""
 
 Palette = dict[str, tuple[float, float, float]]
 
@@ -33,18 +44,24 @@ def draw(plan: dict, runs: Sequence[Run]) -> list[tuple[Path, str]]:
         runs: as from `runs.read`; what diverged is left out.
 
     Returns:
-        [(path, caption)], in the order of a report.
+        [(path, caption)] of those that show something, in the order of a report. DVC wants the others too: each of them
+        says why it is empty.
     """
     sns.set_theme(style="whitegrid", context="notebook")
     names = list(plan["reg"])
-    palette = dict(zip(names, sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)), strict=True))
+    palette = dict(zip(names, itertools.cycle(_colors()), strict=False))
     runs = whole(runs)
     curves = pd.DataFrame(summary.curves(runs))
     figures = {
+        "effects": (
+            lambda: effects(plan, runs, palette),
+            "Difference to the baseline with its 95 % interval, and cost, best first",
+        ),
         "accuracy": (
             lambda: accuracy(plan, runs, palette),
             "Accuracy, difference to the baseline and generalization gap, with 95 % intervals",
         ),
+        "corruptions": (lambda: corruptions(runs, palette), "Accuracy on corrupted test images"),
         "learning_curves": (lambda: learning_curves(curves, palette), "Cross-entropy and accuracy by epoch"),
         "reg_loss": (lambda: reg_loss(curves, palette), "Regularization loss by epoch"),
         "norms": (lambda: norms(curves, palette), "Norm of the kernels by epoch, backbone and head"),
@@ -56,19 +73,99 @@ def draw(plan: dict, runs: Sequence[Run]) -> list[tuple[Path, str]]:
     FOLDER.mkdir(exist_ok=True)
     drawn = []
     for name, (drawing, caption) in figures.items():
-        figure = drawing() if runs else nothing()
+        figure = drawing() if runs else "every run diverged"
+        if isinstance(figure, str):
+            figure = nothing(figure)
+        else:
+            drawn.append((FOLDER / f"{name}.png", caption))
         # The bytes stay the same where the picture does: the version of matplotlib is left out.
         figure.savefig(FOLDER / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
-        drawn.append((FOLDER / f"{name}.png", caption))
     return drawn
 
 
-def nothing() -> Figure:
-    """What stands where no run has numbers: DVC wants the file."""
+def _colors() -> list[tuple[float, float, float]]:
+    """Thirty colours, light and dark: hues alone can't tell a dozen lines apart."""
+    dark = sns.color_palette("dark", 10)
+    # Its dark orange is much like the fourth of the first palette, so it comes late.
+    return [*sns.color_palette("colorblind", 10), *dark[3:], *dark[:3], *sns.color_palette("pastel", 10)]
+
+
+def nothing(why: str) -> Figure:
+    """What stands where there is nothing to show."""
     figure, axes = plt.subplots(figsize=(8, 1))
-    axes.text(0.5, 0.5, "every run diverged", ha="center", va="center")
+    axes.text(0.5, 0.5, why, ha="center", va="center")
     axes.set_axis_off()
+    return figure
+
+
+def effects(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure | str:
+    """Difference to the baseline with its interval, best first; beside it the cost of a step, where it was measured."""
+    compared = summary.differences(plan, runs)
+    if not compared:
+        return "there is no baseline, or nothing to compare with it"
+    names = sorted(compared, key=lambda name: -compared[name][0].value)
+    costs = {name: 100 * (cost - 1) for name in names if (cost := summary.cost(plan, name)) is not None}
+    figure, axes = plt.subplots(
+        1,
+        1 + bool(costs),
+        figsize=(7.5 + 3 * bool(costs), 1.4 + 0.42 * len(names)),
+        sharey=True,
+        squeeze=False,
+        width_ratios=(2.2, 1) if costs else None,
+        layout="constrained",
+    )
+    left, right = axes[0][0], axes[0][-1]
+    for position, name in enumerate(names):
+        estimate, p = compared[name]
+        _interval(left, estimate, position, palette[name], percent=100, filled=p < SIGNIFICANT)
+    baseline = summary.baseline_of(plan, runs)
+    left.axvline(0, color="0.4", linewidth=1)
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set(title=f"Test accuracy − {baseline}'s", xlabel="points   ● better or worse   ○ can't tell")
+    left.grid(axis="y", visible=False)
+    _at_least(left, 2)
+    if costs:
+        widest = max(1.0, *map(abs, costs.values()))
+        for position, name in enumerate(names):
+            value = costs.get(name)
+            if value is not None:
+                right.barh(position, value, height=0.55, color=palette[name])
+            words = "not measured" if value is None else f"{value:+.0f} %".replace("-", "−")
+            right.text(max(value or 0, 0) + 0.04 * widest, position, words, va="center", fontsize="small")
+        right.axvline(0, color="0.4", linewidth=1)
+        right.set_xlim(min(0, 1.1 * min(costs.values())), 1.5 * widest)
+        right.set(title="Cost", xlabel="extra time of a step, %")
+        right.grid(axis="y", visible=False)
+    return figure
+
+
+def corruptions(runs: Sequence[Run], palette: Palette) -> Figure | str:
+    """Accuracy without corruption and at three levels, a panel a corruption, mean over seeds."""
+    rows = [
+        {"regularizer": run.name, "corruption": corruption, "level": level, "accuracy": count / corrupted.images}
+        for run in runs
+        if (corrupted := run.evaluation.corrupted)
+        for corruption, counts in corrupted.correct.items()
+        for level, count in enumerate([corrupted.correct_before, *counts])
+    ]
+    if not rows:
+        return "evaluate.corrupted_images is 0"
+    table = pd.DataFrame(rows)
+    shown = list(dict.fromkeys(table["corruption"]))
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(2.9 * len(shown), 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, corruption in zip(panels[0], shown, strict=True):
+        _lines(table[table["corruption"] == corruption], "level", "accuracy", palette, axes, marker="o")
+        axes.set(title=CORRUPTION_NAMES.get(corruption, corruption), xlabel="level", ylabel="test accuracy")
+        axes.set_xticks(range(4), ["none", "1", "2", "3"])
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    for axes in panels[0]:
+        axes.get_legend().remove()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     return figure
 
 
@@ -124,20 +221,21 @@ def learning_curves(curves: pd.DataFrame, palette: Palette) -> Figure:
     return figure
 
 
-def reg_loss(curves: pd.DataFrame, palette: Palette) -> Figure:
+def reg_loss(curves: pd.DataFrame, palette: Palette) -> Figure | str:
     """Reg loss after each epoch, whole and the Dense head's part of it; bands are ranges over seeds."""
     penalised = curves[curves.groupby("regularizer")["reg_loss"].transform("max") > 0]
+    if not len(penalised):
+        return "no line adds a penalty to the loss"
     figure, axes = plt.subplots(figsize=(8, 4))
-    if len(penalised):
-        parts = pd.concat(
-            [
-                penalised.assign(part="whole", value=penalised["reg_loss"]),
-                penalised.assign(part="head", value=penalised["reg_loss_head"]),
-            ]
-        )
-        _by_epoch(parts[parts["value"] > 0], "value", palette, axes, style="part", dashes={"whole": "", "head": (3, 2)})
-        axes.set_yscale("log")
-        sns.move_legend(axes, **BESIDE)
+    parts = pd.concat(
+        [
+            penalised.assign(part="whole", value=penalised["reg_loss"]),
+            penalised.assign(part="head", value=penalised["reg_loss_head"]),
+        ]
+    )
+    _by_epoch(parts[parts["value"] > 0], "value", palette, axes, style="part", dashes={"whole": "", "head": (3, 2)})
+    axes.set_yscale("log")
+    sns.move_legend(axes, **BESIDE)
     axes.set(title="Regularization loss", xlabel="epoch", ylabel="sum of penalties (log scale)")
     _whole_epochs(axes, curves)
     return figure
@@ -202,9 +300,11 @@ def layers(runs: Sequence[Run], palette: Palette) -> Figure:
     return figure
 
 
-def pruning(runs: Sequence[Run], palette: Palette) -> Figure:
+def pruning(runs: Sequence[Run], palette: Palette) -> Figure | str:
     """Validation accuracy over the share of kernel weights that were set to 0; bands are ranges over seeds."""
     table = pd.concat([pd.DataFrame(run.tables["evaluation/pruning.csv"]).assign(regularizer=run.name) for run in runs])
+    if table["pruned"].nunique() == 1:
+        return "evaluate.pruning names no share above 0"
     figure, axes = plt.subplots(figsize=(8, 4))
     _lines(table, "pruned", "validation_accuracy", palette, axes, marker="o")
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
@@ -215,15 +315,18 @@ def pruning(runs: Sequence[Run], palette: Palette) -> Figure:
     return figure
 
 
-def strength(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure:
-    """Test accuracy over strength, a panel a kind and scope, with the baseline as a band."""
+def strength(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure | str:
+    """Test accuracy over strength, a panel a kind and scope that has several, with the baseline as a band."""
     groups, panels = by_name(runs), {}
     for name in groups:
         terms = plan["reg"][name].terms
         if len(terms) == 1 and terms[0].strength > 0:
             panels.setdefault((terms[0].kind, terms[0].scope), []).append((terms[0].strength, name))
-    columns = max(1, min(3, len(panels)))
-    rows = max(1, -(-len(panels) // columns))
+    panels = {of: points for of, points in panels.items() if len({strength for strength, _ in points}) > 1}
+    if not panels:
+        return "no kind has two strengths"
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     size = (max(5, 3.8 * columns), 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     baseline = summary.baseline_of(plan, runs)
@@ -233,11 +336,11 @@ def strength(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure:
         panel.plot([value for value, _ in values], [estimate.value for estimate in estimates], color="0.6", zorder=1)
         for (value, name), estimate in zip(values, estimates, strict=True):
             _interval(panel, estimate, value, palette[name], upright=True)
-        panel.set(title=f"{kind}, {scope.replace('_', ' ')}", xlabel="strength", xscale="log")
+        panel.set(title=f"{kind}, {scope.replace('_', ' ')}" if scope else kind, xlabel="strength", xscale="log")
         panel.set_xlim(values[0][0] / 5, values[-1][0] * 5)
         panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     for place, panel in enumerate(axes.flat):
-        panel.set_visible(place < max(1, len(panels)))
+        panel.set_visible(place < len(panels))
         if baseline:
             reference = summary.accuracy(groups[baseline])
             if reference.low is not None:
@@ -285,10 +388,10 @@ def _at_least(axes: Axes, span: float, direction: str = "x") -> None:
 
 
 def _lines(table: pd.DataFrame, x: str, y: str, palette: Palette, axes: Axes, **style: object) -> None:
-    """A line a regularizer, the mean over seeds, with their range as a band."""
+    """A line a regularizer, the mean over seeds, with their range as a band if there are few."""
     names = [name for name in palette if name in set(table["regularizer"])]
-    band = {"errorbar": ("pi", 100)}
-    sns.lineplot(table, x=x, y=y, hue="regularizer", palette=palette, hue_order=names, ax=axes, **band, **style)
+    band = ("pi", 100) if len(names) <= WITH_BANDS else None
+    sns.lineplot(table, x=x, y=y, hue="regularizer", palette=palette, hue_order=names, ax=axes, errorbar=band, **style)
 
 
 def _by_epoch(curves: pd.DataFrame, y: str, palette: Palette, axes: Axes, **style: object) -> None:

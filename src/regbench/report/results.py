@@ -23,6 +23,7 @@ class Row(Record):
     """The numbers of one regularizer. Accuracies, gap and shares are fractions; means are over seeds.
 
     Attributes:
+        kinds: what the line consists of.
         correct: how many test images each seed has right, in the order of `Report.seeds`.
         test: test accuracy.
         test_sd: its standard deviation over seeds, where there are several.
@@ -33,12 +34,19 @@ class Row(Record):
         validation_pick: whether that is the best one.
         gap: training minus test accuracy.
         cross_entropy: on test images, without penalty.
+        confidence: mean probability of the predicted class, on test images.
         calibration_error: on test images.
+        corrupted: accuracy on corrupted test images, mean over corruptions and levels; None: not measured.
+        corruptions: {corruption: accuracy on those images without it and at levels 1, 2, 3}.
         reg_loss: the penalty at the end.
         near_zero: share of the kernel weights below `evaluate.near_zero`.
         exact_zeros: share of the kernel weights that are 0.
+        norm: √Σw² of all kernels.
+        effective_learning_rate: learning rate / Σw² of a kernel, median over those that batch normalization follows.
+        cost: time of a step relative to one without regularizer, by `make bench`; None: a kind was not measured.
     """
 
+    kinds: tuple[str, ...] = ()
     correct: tuple[int, ...]
     test: Estimate
     test_sd: float | None = None
@@ -49,10 +57,16 @@ class Row(Record):
     validation_pick: bool
     gap: Estimate
     cross_entropy: float
+    confidence: float | None = None
     calibration_error: float
+    corrupted: float | None = None
+    corruptions: dict[str, tuple[float, ...]] = {}
     reg_loss: float
     near_zero: float
     exact_zeros: float
+    norm: float | None = None
+    effective_learning_rate: float | None = None
+    cost: float | None = None
 
 
 class Diverged(Record):
@@ -70,11 +84,13 @@ class Images(Record):
 
     Attributes:
         test: how many images.
+        corrupted: how many of them were corrupted.
         classes: how many.
         largest_class: {split: share of its largest class}: the accuracy of always naming it.
     """
 
     test: int
+    corrupted: int = 0
     classes: int
     largest_class: dict[str, float]
 
@@ -94,7 +110,7 @@ class Report(Record):
         images: None where every run diverged.
         rows: {regularizer: its numbers}, in the order of params.
         verdicts: what the numbers say, a sentence each.
-        legend: what the headings of the table mean; the terminal shows the first part.
+        legend: what the headings mean: of the terminal's table, of what report.md's first has besides, of its second.
         figures: (path, caption).
         plan: MD5 of plans/report.json.
         runs: {run: {file below runs/RUN: MD5}}, what the report was made of.
@@ -108,7 +124,7 @@ class Report(Record):
     images: Images | None = None
     rows: dict[str, Row | Diverged]
     verdicts: tuple[str, ...]
-    legend: tuple[str, str]
+    legend: tuple[str, ...]
     figures: tuple[tuple[str, str], ...]
     plan: str
     runs: dict[str, dict[str, str]]

@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,12 +49,35 @@ class Scores(BaseModel):
     images: int = Field(ge=1)
     correct: int = Field(ge=0)
     cross_entropy: float
+    confidence: float
     calibration_error: float
 
     @property
     def accuracy(self) -> float:
         """The share of images that the model has right."""
         return self.correct / self.images
+
+
+class Corrupted(BaseModel):
+    """How many of the same test images are right under corruptions.
+
+    Attributes:
+        images: how many there are.
+        correct_before: how many are right without corruption.
+        correct: {corruption: how many are right at levels 1, 2, 3}.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int = Field(ge=1)
+    correct_before: int = Field(ge=0)
+    correct: dict[str, list[int]] = Field(min_length=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over corruptions and levels."""
+        counts = [count for levels in self.correct.values() for count in levels]
+        return sum(counts) / (self.images * len(counts))
 
 
 class Evaluation(BaseModel):
@@ -68,6 +93,9 @@ class Evaluation(BaseModel):
     reg_loss: float
     near_zero: float
     exact_zeros: float
+    kernel_weights: int = 0
+    frozen_kernel_weights: int = 0
+    corrupted: Corrupted | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +131,17 @@ class Run:
         """A row an epoch."""
         return self.tables["history.csv"]
 
+    @property
+    def norm(self) -> float:
+        """√Σw² of all kernels."""
+        return math.sqrt(sum(row["sum_squares"] for row in self.tables["evaluation/layers.csv"]))
+
+    @property
+    def effective_learning_rate(self) -> float | None:
+        """Median over the layers that have one, or None."""
+        rates = [row["effective_learning_rate"] for row in self.tables["evaluation/layers.csv"]]
+        return median([rate for rate in rates if rate != ""]) if any(rate != "" for rate in rates) else None
+
     @cached_property
     def right(self) -> list[bool]:
         """Which test images the model has right, in their order."""
@@ -127,12 +166,17 @@ def read(plan: dict, folder: Path = Path("runs")) -> list[Run]:
         UserError: a run is missing or damaged.
     """
     runs = [_read(name, seed, folder) for name in plan["reg"] for seed in plan["seeds"]]
-    tested = Counter(run.evaluation.test.images for run in runs if not run.diverged)
-    if len(tested) > 1:
-        usual = tested.most_common(1)[0][0]
-        other = [run.key for run in runs if not run.diverged and run.evaluation.test.images != usual]
+    tested = {run.key: _tested(run.evaluation) for run in runs if not run.diverged}
+    if len({*tested.values()}) > 1:
+        usual = Counter(tested.values()).most_common(1)[0][0]
+        other = [key for key, images in tested.items() if images != usual]
         raise UserError(f"{', '.join(other)} were measured on other test images than the rest; run `make repro`")
     return runs
+
+
+def _tested(evaluation: Evaluation) -> tuple[int, int]:
+    """How many test images there were, and how many corrupted ones."""
+    return evaluation.test.images, evaluation.corrupted.images if evaluation.corrupted else 0
 
 
 def _read(name: str, seed: int, folder: Path) -> Run:

@@ -1,5 +1,6 @@
 """Runs → a row of numbers a regularizer; of it what `dvc metrics diff` compares, and the curves for `dvc plots`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +10,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from regbench import files
 from regbench.report import results, statistics, tracked
 from regbench.report.results import Diverged, Images, Row
-from regbench.report.runs import HISTORY_COLUMNS, Run, by_name, whole
+from regbench.report.runs import HISTORY_COLUMNS, Corrupted, Run, by_name, whole
 from regbench.report.statistics import Estimate
 
 SUMMARY = Path("metrics/summary.json")
@@ -39,11 +40,11 @@ def gap(group: Sequence[Run]) -> Estimate:
 
 
 def against(baseline: Sequence[Run], group: Sequence[Run]) -> Estimate:
-    """Test accuracy minus the baseline's: paired by seed, or by image where there is one seed."""
+    """Test accuracy minus the baseline's: paired by image, and by seed where there are several."""
     if len(group) == 1:
         return statistics.paired_proportions(baseline[0].right, group[0].right)
-    first, second = ([run.evaluation.test.correct for run in runs] for runs in (baseline, group))
-    return statistics.difference_over_seeds(first, second, group[0].evaluation.test.images)
+    first, second = ([run.right for run in runs] for runs in (baseline, group))
+    return statistics.difference_over_seeds_and_images(first, second)
 
 
 # All of them
@@ -76,9 +77,12 @@ def rows(plan: dict, runs: Sequence[Run]) -> dict[str, Row | Diverged]:
             found[name] = Diverged(diverged=tuple((run.seed, _last_epoch(run)) for run in group if run.diverged))
             continue
         evaluations = [run.evaluation for run in group]
+        corrupted = [it.corrupted for it in evaluations if it.corrupted]
+        rates = [rate for run in group if (rate := run.effective_learning_rate) is not None]
         correct, images = tuple(it.test.correct for it in evaluations), evaluations[0].test.images
         estimate, p = compared.get(name, (None, None))
         found[name] = Row(
+            kinds=tuple(term.kind for term in plan["reg"][name].terms),
             correct=correct,
             test=accuracy(group),
             test_sd=statistics.standard_deviation(correct, images) if len(group) > 1 else None,
@@ -89,12 +93,35 @@ def rows(plan: dict, runs: Sequence[Run]) -> dict[str, Row | Diverged]:
             validation_pick=name == pick,
             gap=gap(group),
             cross_entropy=fmean(it.test.cross_entropy for it in evaluations),
+            confidence=fmean(it.test.confidence for it in evaluations),
             calibration_error=fmean(it.test.calibration_error for it in evaluations),
+            corrupted=fmean(it.accuracy for it in corrupted) if corrupted else None,
+            corruptions=_by_level(corrupted),
             reg_loss=fmean(it.reg_loss for it in evaluations),
             near_zero=fmean(it.near_zero for it in evaluations),
             exact_zeros=fmean(it.exact_zeros for it in evaluations),
+            norm=fmean(run.norm for run in group),
+            effective_learning_rate=fmean(rates) if rates else None,
+            cost=cost(plan, name),
         )
     return found
+
+
+def _by_level(corrupted: Sequence[Corrupted]) -> dict[str, tuple[float, ...]]:
+    """{corruption: accuracy without it and at each level}, means over seeds."""
+    if not corrupted:
+        return {}
+    found = {}
+    for corruption in corrupted[0].correct:
+        counts = zip(*([it.correct_before, *it.correct[corruption]] for it in corrupted), strict=True)
+        found[corruption] = tuple(fmean(seeds) / corrupted[0].images for seeds in counts)
+    return found
+
+
+def cost(plan: dict, name: str) -> float | None:
+    """Time of a step relative to one without regularizer: the product over the kinds of a line, or None."""
+    costs = [plan["costs"].get(term.kind) for term in plan["reg"][name].terms]
+    return None if None in costs else math.prod(costs)
 
 
 def _last_epoch(run: Run) -> int:
@@ -106,7 +133,12 @@ def images(runs: Sequence[Run]) -> Images | None:
     for run in whole(runs):
         evaluation = run.evaluation
         share = {split: evaluation.majority[split] for split in ("validation", "test")}
-        return Images(test=evaluation.test.images, classes=len(evaluation.test_accuracy_by_class), largest_class=share)
+        return Images(
+            test=evaluation.test.images,
+            corrupted=evaluation.corrupted.images if evaluation.corrupted else 0,
+            classes=len(evaluation.test_accuracy_by_class),
+            largest_class=share,
+        )
     return None
 
 
@@ -121,11 +153,15 @@ def summarize(found: dict[str, Row | Diverged]) -> dict[str, dict[str, float]]:
         if isinstance(row, Diverged):
             summary[name] = {"diverged": len(row.diverged)}
             continue
-        metrics = {"accuracy_test": row.test.value, "accuracy_validation": row.validation}
-        if row.difference:
-            metrics["difference"] = row.difference.value
-        metrics |= {"gap": row.gap.value, "near_zero": row.near_zero, "reg_loss": row.reg_loss}
-        summary[name] = {metric: round(value, 6) for metric, value in metrics.items()}
+        metrics = {
+            "accuracy_test": row.test.value,
+            "accuracy_test_corrupted": row.corrupted,
+            "accuracy_validation": row.validation,
+            "difference": row.difference and row.difference.value,
+            "gap": row.gap.value,
+            "reg_loss": row.reg_loss,
+        }
+        summary[name] = {metric: round(value, 6) for metric, value in metrics.items() if value is not None}
     return summary
 
 

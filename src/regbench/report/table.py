@@ -1,48 +1,129 @@
-"""The numbers of a report as a table: for a terminal of 80 columns, and with more columns as Markdown."""
+"""The numbers of a report as tables: in a terminal of 80 columns what answers the question; more of it as Markdown."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from regbench.report import results
-from regbench.report.results import Diverged, Report, Row
+from regbench.report.results import Diverged, Report, Row, measured
 from regbench.report.statistics import Estimate
-from regbench.report.verdicts import interval, p_value, points
+from regbench.report.verdicts import interval, points
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+LOG = Path(".regbench/log")
+"""Where training writes the seconds of its epochs: no output of the pipeline holds a clock."""
+
 LARGEST_CLASS = "largest class"
 """The name of the row of a model that always names it."""
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "test %": lambda row: percent(row.test),
-    "difference": lambda row: interval(row.difference) if row.difference else "",
-    "verdict": lambda row: row.verdict or "",
-    "val %": lambda row: f"{100 * row.validation:.1f}{'*' if row.validation_pick else ' '}",
-    "reg loss": lambda row: f"{row.reg_loss:.4f}",
-}
-"""Heading, and what stands below it for a row, in the terminal."""
+Columns = dict[str, Callable[[Row], str]]
+"""Heading, and what stands below it for a row."""
 
-MORE_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "p": lambda row: "" if row.p_corrected is None else p_value(row.p_corrected).removeprefix("= "),
-    "sd": lambda row: "" if row.test_sd is None else f"{100 * row.test_sd:.1f}",
-    "gap": lambda row: points(row.gap.value),
-    "cross-entropy": lambda row: f"{row.cross_entropy:.4f}",
-    "calibration error": lambda row: f"{row.calibration_error:.3f}",
-    "near zero": lambda row: f"{row.near_zero:.1%}",
-    "exactly zero": lambda row: f"{row.exact_zeros:.1%}",
-}
-"""What report.md has besides."""
+# Kinds that are about one thing. A column about it is there for them; for other kinds only where numbers say so.
+SPARSE = {"l1", "proximal_l1", "group_lasso"}
+OF_WEIGHTS = SPARSE | {"l2", "orthogonal", "weight_decay", "max_norm"}
+OF_OUTPUTS = {"label_smoothing", "mixup", "cutmix"}
 
 
-def legend(baseline: str | None) -> tuple[str, str]:
-    """What the headings mean: of `COLUMNS`, and of `MORE_COLUMNS`."""
-    compared = f"test accuracy minus {baseline}'s, in points" if baseline else "no baseline"
+def terminal_columns(report: Report) -> Columns:
+    """What answers the question, as narrow as can be: where there are differences, only they have their interval."""
+    compared = any(row.difference for row in measured(report.rows).values())
+    columns: Columns = {"test %": lambda row: f"{100 * row.test.value:.1f}" if compared else percent(row.test)}
+    if compared:
+        columns["difference"] = lambda row: interval(row.difference) if row.difference else ""
+        columns["verdict"] = lambda row: row.verdict or ""
+    columns["val %"] = lambda row: f"{100 * row.validation:.1f}{'*' if row.validation_pick else ' '}"
+    if report.images and report.images.corrupted:
+        columns["corrupted"] = lambda row: "" if row.corrupted is None else f"{100 * row.corrupted:.1f}"
+    return columns
+
+
+def answer_columns(report: Report) -> Columns:
+    """What answers the question in report.md."""
     return (
-        f"test, val: accuracy [95 % interval], * picked by validation; difference: {compared}",
-        "sd: of test accuracy over seeds, in points; gap: training minus test accuracy, in points; near zero, exactly "
-        "zero: share of the kernel weights",
+        terminal_columns(report)
+        | {"test %": lambda row: percent(row.test)}
+        | {
+            "gap": lambda row: points(row.gap.value),
+            "cross-entropy": lambda row: f"{row.cross_entropy:.4f}",
+            "calibration error": lambda row: f"{row.calibration_error:.3f}",
+        }
+    )
+
+
+def effect_columns(found: dict[str, Row | Diverged]) -> Columns:
+    """What the lines did to weights and outputs, and what they cost: those columns that tell something about a line."""
+    rows = list(measured(found).values())
+    kinds = {kind for row in rows for kind in row.kinds}
+    penalised = any(row.reg_loss for row in rows)
+    weights = penalised or kinds & OF_WEIGHTS
+    shares = [row.near_zero for row in rows]
+    told: dict[str, tuple[object, Callable[[Row], str]]] = {
+        "reg loss": (penalised, lambda row: f"{row.reg_loss:.4f}"),
+        "near zero": (
+            kinds & SPARSE or max(shares, default=0) - min(shares, default=0) >= 0.01,
+            lambda row: f"{row.near_zero:.1%}",
+        ),
+        "exactly zero": (
+            kinds & SPARSE or any(row.exact_zeros >= 0.0005 for row in rows),
+            lambda row: f"{row.exact_zeros:.1%}",
+        ),
+        "norm": (weights, lambda row: _digits(row.norm)),
+        "effective learning rate": (
+            weights and any(row.effective_learning_rate for row in rows),
+            lambda row: _digits(row.effective_learning_rate),
+        ),
+        "confidence": (
+            kinds & OF_OUTPUTS and any(row.confidence for row in rows),
+            lambda row: "" if row.confidence is None else f"{row.confidence:.1%}",
+        ),
+        "step time": (
+            any(row.cost and row.kinds for row in rows),
+            lambda row: "" if row.cost is None else f"× {row.cost:.2f}",
+        ),
+    }
+    return {heading: cell for heading, (shown, cell) in told.items() if shown}
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+EXPLAINED = {
+    "reg loss": "what the line adds to the loss at the end",
+    "near zero": "share of the kernel weights below `evaluate.near_zero`",
+    "exactly zero": "share of the kernel weights that are 0",
+    "norm": "√Σw² of all kernels",
+    "effective learning rate": "learning rate / Σw² of a kernel, median over those that batch normalization follows",
+    "confidence": "mean probability of the predicted class, on test images",
+    "step time": "relative to a step without regularizer, by `make bench`",
+}
+"""What the headings of `effect_columns` mean."""
+
+
+def legend(baseline: str | None, corrupted: int, found: dict[str, Row | Diverged]) -> tuple[str, str, str]:
+    """What the headings mean: in the terminal, besides in report.md's first table, and in its second.
+
+    Args:
+        baseline: what others are compared with; None: nothing.
+        corrupted: how many test images were corrupted.
+        found: {regularizer: its numbers}.
+    """
+    said = ["test, val: accuracy, * picked by validation"]
+    said.append(f"difference: test accuracy minus {baseline}'s, in points" if baseline else "no baseline")
+    if corrupted:
+        said.append(
+            f"corrupted: accuracy in % on {corrupted:,} test images under noise, blur, brightness and JPEG, mean of 3 "
+            "levels each"
+        )
+    return (
+        "; ".join([*said, "[ ]: 95 % interval"]),
+        "gap: training minus test accuracy, in points",
+        "; ".join(f"{heading}: {EXPLAINED[heading]}" for heading in effect_columns(found)),
     )
 
 
@@ -57,12 +138,13 @@ def diverged(row: Diverged, seeds: int) -> str:
     return "diverged" if seeds == 1 else f"diverged, {len(row.diverged)} of {seeds}"
 
 
-def cells(report: Report, columns: dict[str, Callable[[Row], str]]) -> dict[str, list[str]]:
+def cells(report: Report, columns: Columns) -> dict[str, list[str]]:
     """{regularizer: what stands in its row}; where classes are unequal, the largest class's share comes last."""
     found = {}
+    widest = "difference" if "difference" in columns else "test %"
     for name, row in report.rows.items():
         if isinstance(row, Diverged):
-            found[name] = [diverged(row, len(report.seeds)), *[""] * (len(columns) - 1)]
+            found[name] = [diverged(row, len(report.seeds)) if heading == widest else "" for heading in columns]
         else:
             found[name] = [cell(row) for cell in columns.values()]
     if report.images and report.images.unequal:
@@ -72,28 +154,69 @@ def cells(report: Report, columns: dict[str, Callable[[Row], str]]) -> dict[str,
 
 
 def markdown(report: Report) -> list[str]:
-    """The table with all columns, a line an item."""
-    columns = COLUMNS | MORE_COLUMNS
+    """The table that answers the question, a line an item."""
+    columns = answer_columns(report)
+    return _markdown(columns, cells(report, columns))
+
+
+def effects(report: Report) -> list[str]:
+    """The table of what the lines did to weights and outputs; nothing where no column tells something."""
+    columns = effect_columns(report.rows)
+    rows = {name: [cell(row) for cell in columns.values()] for name, row in measured(report.rows).items()}
+    return _markdown(columns, rows) if columns else []
+
+
+def _markdown(columns: Columns, rows: dict[str, list[str]]) -> list[str]:
     return [
         f"| regularizer | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
-        *(
-            f"| {name} | {' | '.join(cell.strip() for cell in row)} |".replace("*", "\\*")
-            for name, row in cells(report, columns).items()
-        ),
+        *(f"| {name} | {' | '.join(cell.strip() for cell in row)} |".replace("*", "\\*") for name, row in rows.items()),
     ]
 
 
-def terminal(report: Report, width: int = 80) -> "Table":
-    """The table as `rich` prints it in so many columns. Where they are too few, names are cut, not numbers."""
+def seconds(report: Report, log: Path = LOG) -> dict[str, float]:
+    """{regularizer: seconds of training an epoch}, of those that were trained here; median over epochs and seeds.
+
+    The first epoch is left out: the network is compiled in it.
+    """
+    found = {}
+    for name in measured(report.rows):
+        runs = [_seconds(log / f"{name}-{seed}.csv") for seed in report.seeds]
+        if logged := [median(epochs[1:] or epochs) for epochs in runs if epochs]:
+            found[name] = median(logged)
+    return found
+
+
+def _seconds(path: Path) -> list[float]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # not trained here, or killed while it was written
+        return []
+
+
+def terminal(report: Report, width: int = 80, cost: dict[str, float] | None = None) -> "Table":
+    """The table as `rich` prints it in so many columns. Where they are too few, names are cut, not numbers.
+
+    Args:
+        report: what it shows.
+        width: of the terminal, in columns.
+        cost: {regularizer: seconds an epoch}, where there are some.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    rows = cells(report, COLUMNS)
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows.values(), strict=True)]
+    columns = terminal_columns(report)
+    rows = cells(report, columns)
+    headings = list(columns)
+    if cost:
+        headings.append("s/epoch")
+        for name, row in rows.items():
+            row.append(f"{cost[name]:.1f}" if name in cost else "")
+    widths = [max(map(len, column)) for column in zip(headings, *rows.values(), strict=True)]
     table.add_column("", no_wrap=True, max_width=max(6, width - sum(widths) - len(widths)))
-    for heading, wide in zip(COLUMNS, widths, strict=True):
+    for heading, wide in zip(headings, widths, strict=True):
         table.add_column(heading, justify="right", no_wrap=True, min_width=wide)
     for name, row in rows.items():
         table.add_row(name, *row)
@@ -110,8 +233,10 @@ def show(path: Path = results.PATH) -> None:
 
     report = results.read(path)
     console = Console(highlight=False)
-    console.print(terminal(report, console.width))
-    console.print(report.legend[0], style="dim", markup=False)
+    cost = seconds(report)
+    console.print(terminal(report, console.width, cost))
+    said = [report.legend[0], *(["s/epoch: seconds of training an epoch, when last trained here"] if cost else [])]
+    console.print("; ".join(said), style="dim", markup=False)
     for sentence in report.verdicts:
         console.print(sentence, markup=False)
     figures = ", ".join(figure for figure, _ in report.figures)

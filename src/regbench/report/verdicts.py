@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from regbench.report import statistics
 from regbench.report.results import Diverged, Images, Row, measured
+from regbench.report.runs import Run
 from regbench.report.statistics import SIGNIFICANT, Estimate
 
 
@@ -38,6 +39,14 @@ def sentences(
     yield from _basis(compared, len(seeds), images.test)
 
 
+def frozen(layer: str | None, runs: Sequence[Run]) -> Iterator[str]:
+    """A sentence about weights that were not trained, where `model.freeze` names a layer."""
+    measured = [run.evaluation for run in runs if not run.diverged and run.evaluation.kernel_weights]
+    if layer and measured:
+        share = measured[0].frozen_kernel_weights / measured[0].kernel_weights
+        yield f"Frozen up to {layer}: {share:.0%} of the kernel weights, without penalty."
+
+
 def _diverged(name: str, seed: int, epoch: int) -> str:
     lower = "lower train.learning_rate" + ("" if name == "none" else " or its strength")
     return f"{name} diverged with seed {seed} in epoch {epoch}: {lower}."
@@ -65,8 +74,8 @@ def _basis(compared: dict[str, Row], seeds: int, test_images: int) -> Iterator[s
         )
         return
     yield (
-        f"n = {seeds} seeds, {test_images:,} test images. The 95 % intervals are Student's, over seeds; differences "
-        f"are paired by seed, and p-values are from the paired t-test.{corrected}"
+        f"n = {seeds} seeds, {test_images:,} test images. The 95 % intervals are Student's, over seeds. Differences "
+        f"and p-values are paired by seed and by image, and cover other test images too.{corrected}"
     )
     if compared and statistics.smallest_p(seeds) >= SIGNIFICANT:
         enough = next(n for n in range(seeds, 100) if statistics.smallest_p(n) < SIGNIFICANT)

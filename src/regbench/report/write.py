@@ -53,6 +53,10 @@ def compile_report(
     """
     baseline, images = summary.baseline_of(plan, runs), summary.images(runs)
     seeds = tuple(plan["seeds"])
+    sentences = (
+        *verdicts.sentences(rows, seeds, plan["report"].baseline, images),
+        *verdicts.frozen(plan.get("freeze"), runs),
+    )
     return Report(
         dataset=plan["dataset"],
         image_size=plan["image_size"],
@@ -61,8 +65,8 @@ def compile_report(
         seeds=seeds,
         images=images,
         rows=rows,
-        verdicts=tuple(verdicts.sentences(rows, seeds, plan["report"].baseline, images)),
-        legend=table.legend(baseline),
+        verdicts=sentences,
+        legend=table.legend(baseline, images.corrupted if images else 0, rows),
         figures=tuple((path.as_posix(), caption) for path, caption in drawn),
         plan=hashlib.md5((PLANS / "report.json").read_bytes(), usedforsecurity=False).hexdigest(),
         runs={run.key: run.md5s for run in runs},
@@ -70,7 +74,7 @@ def compile_report(
 
 
 def markdown(report: Report) -> str:
-    """report.md: table, verdicts and figures."""
+    """report.md: tables, verdicts and figures."""
     epochs = "1 epoch" if report.epochs == 1 else f"{report.epochs} epochs"
     lines = [
         "# Report",
@@ -80,10 +84,13 @@ def markdown(report: Report) -> str:
         "",
         *table.markdown(report),
         "",
-        "; ".join(report.legend).replace("*", "\\*") + ".",
+        "; ".join(report.legend[:2]).replace("*", "\\*") + ".",
         "",
         *(f"- {sentence}" for sentence in report.verdicts),
     ]
+    if effects := table.effects(report):
+        lines += ["", "## What it did to the weights and outputs", "", *effects, "", f"{'; '.join(report.legend[2:])}."]
+    lines += ["", "## Figures"]
     for path, caption in report.figures:
         lines += ["", f"![{caption}]({path})"]
     return "\n".join(lines) + "\n"

@@ -14,11 +14,13 @@ from regbench.errors import UserError
 from regbench.files import json_text
 from regbench.params import Params
 from regbench.report import results, summary, tracked
-from regbench.review import git, lockfile, parameters
+from regbench.review import blocks, git, lockfile, parameters
 from regbench.review.lockfile import Stage
 
 STALE = "the committed results are not those of params.yaml and the code"
-MEND = "Run `make repro`, and commit params.yaml, dvc.lock, report.md, report.json, metrics/ and plots/."
+MEND = (
+    "Run `make repro`, and commit params.yaml, dvc.lock, report.md, report.json, metrics/, plots/, README.md and docs/."
+)
 UNCOMMITTED = "not committed: "
 
 
@@ -35,6 +37,7 @@ def check() -> list[str]:
     stale = list(dict.fromkeys(_stale(settings, plans, lock)))
     if stale:
         stale += _suspects(plans)
+    stale += _stale_tables()
     return stale + [UNCOMMITTED + path for path in _uncommitted(plans, lock)]
 
 
@@ -127,6 +130,14 @@ def _stale_report(settings: Params, lock: dict[str, Stage], made: dict[str, str 
                 yield f"report: {results.PATH} was made of another {path} than dvc.lock has"
 
 
+def _stale_tables() -> list[str]:
+    """Whether the tables of README.md and docs/ are what the committed JSON says."""
+    try:
+        return list(blocks.stale())
+    except UserError as error:
+        return [str(error)]
+
+
 def _folder_md5(files: dict[str, str], folder: str = "evaluation/") -> str:
     """What DVC has as the MD5 of a folder: that of a JSON list of its files."""
     inside = {path.removeprefix(folder): md5 for path, md5 in files.items() if path.startswith(folder)}
@@ -144,7 +155,9 @@ def _md5(data: bytes) -> str:
 def _uncommitted(plans: dict[str, dict], lock: dict[str, Stage]) -> list[str]:
     """Results, params and code that the last commit does not have as they are here."""
     written = lock["report"].outs if "report" in lock else ()
-    found = git.uncommitted(dict.fromkeys([parameters.PATH, lockfile.LOCK, lockfile.PIPELINE, *map(Path, written)]))
+    found = git.uncommitted(
+        dict.fromkeys([parameters.PATH, plan.COSTS, lockfile.LOCK, lockfile.PIPELINE, *map(Path, written)])
+    )
     return found + [path for path in git.uncommitted(_code(plans)) if _fingerprint(path) != _fingerprint(path, "HEAD")]
 
 

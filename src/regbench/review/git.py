@@ -21,6 +21,24 @@ def commit(revision: str) -> str | None:
     return None if done.returncode else done.stdout.decode().strip()
 
 
+def named(name: str) -> str:
+    """The hash of the commit that a revision or an experiment of DVC's names.
+
+    Experiments of several commits may have a name; then it is the last commit's, or else the newest one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if found := commit(name):
+        return found
+    listed = output("for-each-ref", "--sort=-committerdate", "--format=%(refname) %(objectname)", "refs/exps/")
+    having = dict(line.rsplit(" ", 1) for line in listed.splitlines() if f"/{name} " in line)
+    head = commit("HEAD") or ""
+    if found := having.get(f"refs/exps/{head[:2]}/{head[2:]}/{name}") or next(iter(having.values()), None):
+        return found
+    raise UserError(f"there is no commit and no experiment {name} here; run `git fetch origin` or `dvc exp list`")
+
+
 def merge_base(first: str, second: str) -> str:
     """The commit at which two revisions parted."""
     done = _run("merge-base", first, second)

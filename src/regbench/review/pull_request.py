@@ -20,11 +20,13 @@ METRICS = {
     "generalization gap": lambda row: row.gap.value,
     "test cross-entropy": lambda row: row.cross_entropy,
     "test calibration error": lambda row: row.calibration_error,
+    "test confidence": lambda row: row.confidence,
+    "accuracy on corrupted test images": lambda row: row.corrupted,
     "reg loss": lambda row: row.reg_loss,
     "near zero": lambda row: row.near_zero,
     "exactly zero": lambda row: row.exact_zeros,
 }
-"""What is compared besides test accuracy."""
+"""What is compared besides test accuracy; None where a version did not measure it."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Change:
         cells: its test accuracy before and now, as text.
         word: better, worse, can't tell, the same, new, gone, or why nothing is compared.
         estimate: how much test accuracy changed; of a new regularizer, its difference to the baseline.
+        seeds: how many seeds the word is about: those that both versions have.
     """
 
     name: str
     cells: tuple[str, str]
     word: str
     estimate: Estimate | None = None
+    seeds: int = 0
 
 
 def report(base: str, images: str = "") -> str:
@@ -87,27 +91,47 @@ def report(base: str, images: str = "") -> str:
     if git.commit(base) is None:
         raise UserError(f"there is no commit {base} here; run `git fetch origin` (in CI: fetch the whole history)")
     common = git.merge_base(base, "HEAD")
-    stale = check.check()
-    before, now = committed(common), workspace()
-    changed = None if before.params is None else parameters.changes(before.params, now.params)
+    return _markdown(f"changes since {base} ({common[:7]})", common, None, images)
+
+
+def between(first: str, second: str | None = None, images: str = "") -> str:
+    """Markdown: what changed from one revision to another, or to the workspace.
+
+    Args:
+        first, second: Git revisions or names of DVC's experiments; no second one: the workspace.
+        images: as for `report`.
+
+    Raises:
+        UserError: there is no such revision, or the second one's report can't be read.
+    """
+    git.require_commit()
+    before = git.named(first)
+    now = None if second is None else git.named(second)
+    names = (f"{first} ({before[:7]})", f"{second} ({now[:7]})" if now else "the workspace")
+    return _markdown(" → ".join(names), before, now, images)
+
+
+def _markdown(title: str, base: str, commit: str | None, images: str) -> str:
+    """The whole report, from a commit to another or to the workspace."""
+    stale = check.check() if commit is None else []
+    before, now = committed(base), workspace() if commit is None else committed(commit)
+    if now.report is None:
+        raise UserError(" ".join(now.problems))
+    changed = None if None in (before.params, now.params) else parameters.changes(before.params, now.params)
     regularizers = compare(before, now, changed)
-    lines = [
-        f"## regbench: changes since {base} ({common[:7]})",
-        "",
-        _verdict(changed, regularizers, before, now, stale),
-    ]
+    lines = [f"## regbench: {title}", "", _verdict(changed, regularizers, before, now, stale)]
     if stale:
         lines += ["", f"> **Not current**: {check.STALE}.", ">", *(f"> - {line}" for line in stale), ">"]
         lines += [f"> {check.way_out(stale)}"]
-    lines += ["", *(f"{problem}\n" for problem in before.problems)]
-    for title, part in (
+    lines += ["", *(f"{problem}\n" for problem in before.problems + now.problems)]
+    for heading, part in (
         ("Parameters", _parameters(changed)),
         ("Runs", _runs(before.report, now.report)),
         ("Test accuracy", _accuracies(regularizers, before, now)),
         ("Other metrics", _metrics(before.report, now.report)),
     ):
-        lines += [f"### {title}", "", *part, ""]
-    figures = [path for path, _ in now.report.figures if _is_other(path, common)]
+        lines += [f"### {heading}", "", *part, ""]
+    figures = [path for path, _ in now.report.figures if _is_other(path, base, commit)]
     if figures:
         lines += ["### Figures that changed", "", *(f"![{path}]({images}{path})" for path in figures), ""]
     return "\n".join(lines)
@@ -191,9 +215,17 @@ def _compare(name: str, before: Version, now: Version, same_images: bool) -> Cha
         return Change(name, cells, "diverged before")
     if not same_images or before.report.images.test != now.report.images.test:
         return Change(name, cells, "other data")
-    if before.report.seeds != now.report.seeds:
+    common = [seed for seed in now.report.seeds if seed in before.report.seeds]
+    if not common:
         return Change(name, cells, "other seeds")
-    return Change(name, cells, *_better_or_worse(old, new, now.report.images.test))
+    runs = [f"{name}-{seed}" for seed in common]
+    if all(_md5s(before.report).get(run) == _md5s(now.report).get(run) for run in runs):
+        return Change(name, cells, "the same with the seeds in common")
+    correct = [
+        [row.correct[report.seeds.index(seed)] for seed in common]
+        for row, report in ((old, before.report), (new, now.report))
+    ]
+    return Change(name, cells, *_better_or_worse(*correct, now.report.images.test), len(common))
 
 
 def _new(name: str, cells: tuple[str, str], row: Row | Diverged, report: Report) -> Change:
@@ -215,13 +247,13 @@ def _by_summary(name: str, cells: tuple[str, str], old: float | None, new: Row |
     return Change(name, cells, "not tested", Estimate(new.test.value - old, new.test.n))
 
 
-def _better_or_worse(old: Row, new: Row, images: int) -> tuple[str, Estimate]:
-    """Whether test accuracy changed: seed by seed, or of one seed as two proportions."""
-    if len(new.correct) > 1:
-        estimate = statistics.difference_over_seeds(old.correct, new.correct, images)
+def _better_or_worse(old: Sequence[int], new: Sequence[int], images: int) -> tuple[str, Estimate]:
+    """Whether test accuracy changed: seed by seed, or of one seed as two proportions; of counts of right images."""
+    if len(new) > 1:
+        estimate = statistics.difference_over_seeds(old, new, images)
         real = estimate.p < SIGNIFICANT
     else:
-        first, second = (statistics.proportion(row.correct[0], images) for row in (new, old))
+        first, second = (statistics.proportion(counts[0], images) for counts in (new, old))
         estimate = statistics.difference(first, second)
         real = estimate.low > 0 or estimate.high < 0
     return ("can't tell" if not real else "better" if estimate.value > 0 else "worse"), estimate
@@ -262,7 +294,7 @@ def _verdict(
     elif len(moved) > 4:
         said.append(", ".join(f"{count} {word}" for word, count in Counter(it.word for it in moved).items()))
     else:
-        said += [_sentence(it, len(now.report.seeds)) for it in moved]
+        said += [_sentence(it) for it in moved]
     if same and moved:
         said.append(f"{', '.join(same)}: the same")
     if before.pick and before.pick != now.pick:
@@ -270,10 +302,10 @@ def _verdict(
     return f"**{'. '.join(said)}.**"
 
 
-def _sentence(it: Change, seeds: int) -> str:
+def _sentence(it: Change) -> str:
     numbers = f" ({change(it.estimate)})" if it.estimate else ""
     if it.word in ("better", "worse"):
-        return f"{'With this seed ' if seeds == 1 else ''}{it.name} is {it.word} than before{numbers}"
+        return f"{'With this seed ' if it.seeds == 1 else ''}{it.name} is {it.word} than before{numbers}"
     return f"{it.name}: {it.word}{numbers}"
 
 
@@ -316,6 +348,8 @@ def _accuracies(regularizers: Sequence[Change], before: Version, now: Version) -
     for it in regularizers:
         # Of a new one the estimate is a difference to the baseline, which the word names.
         by = interval(it.estimate) if it.estimate else ""
+        if it.seeds not in (0, len(now.report.seeds)):
+            by += f", n = {it.seeds}"
         rows.append(f"| {it.name} | {' | '.join(it.cells)} | {by} | {it.word} |")
     picked = ""
     if now.pick:
@@ -340,7 +374,7 @@ def _metrics(before: Report | None, now: Report) -> list[str]:
         return ["Not known."]
     old, new = results.measured(before.rows), results.measured(now.rows)
     rows = [
-        f"| {name} | {metric} | {value(old[name]):.6g} | {value(new[name]):.6g} |"
+        f"| {name} | {metric} | {_number(value(old[name]))} | {_number(value(new[name]))} |"
         for name in new
         for metric, value in METRICS.items()
         if name in old and value(old[name]) != value(new[name])
@@ -348,6 +382,12 @@ def _metrics(before: Report | None, now: Report) -> list[str]:
     return ["| regularizer | metric | before | now |", "|---|---|---|---|", *rows] if rows else ["None changed."]
 
 
-def _is_other(path: str, commit: str) -> bool:
-    """Whether a file lies here, and not as in a commit."""
-    return Path(path).is_file() and Path(path).read_bytes() != git.blob(commit, path)
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
+
+
+def _is_other(path: str, base: str, commit: str | None) -> bool:
+    """Whether a file lies in a commit or here, and not as in the base."""
+    here = Path(path).read_bytes() if commit is None and Path(path).is_file() else None
+    now = here if commit is None else git.blob(commit, path)
+    return now is not None and now != git.blob(base, path)

@@ -4,29 +4,26 @@ DVC's remote store is all that the machines share. Ray places the runs, starts t
 lost, and ships this code. DVC's run cache knows what is done.
 """
 
-import contextlib
+import dataclasses
 import os
 import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from regbench import params
+from regbench import live
 from regbench.errors import UserError
+from regbench.params import Params
 from regbench.review import git
-from regbench.runner import local, store, worker
+from regbench.runner import local, progress, store, worker
 from regbench.runner.lock import LOCK
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-    from rich.table import Table
 
 RETRIES = 10
 """How often Ray starts a run again that was cut off, on whichever node has room."""
@@ -35,6 +32,9 @@ LOGS = Path(".regbench/cluster")
 TAIL = 20
 """Lines of a failed run's log to show."""
 
+STATES = {"clone and pull": "clones", "train and evaluate": "starts", "push": "pushes"}
+"""{what a node says that it does: the state in the table}."""
+
 
 class Board:
     """What is known of the runs that have begun, kept by a Ray actor beside the head."""
@@ -42,37 +42,22 @@ class Board:
     def __init__(self) -> None:
         self.attempts = Counter()
         self.states = {}
+        self.lines = []
 
     def begin(self, run: str, node_id: str, name: str) -> int:
         """Note where a run begins, and return which attempt that is, from 1."""
         self.attempts[run] += 1
-        self.states[run] = {"node_id": node_id, "node": name, "words": "starts", "attempt": self.attempts[run]}
+        self.states[run] = {"node_id": node_id, "node": name, "attempt": self.attempts[run]}
         return self.attempts[run]
 
     def note(self, run: str, words: str) -> None:
-        """Note how far a run is."""
-        if run in self.states:
-            self.states[run]["words"] = words
+        """Note what a run says."""
+        self.lines.append((run, words))
 
-    def read(self) -> dict[str, dict]:
-        """{run: its state}."""
-        return self.states
-
-
-@dataclass
-class Progress:
-    """All runs as the user sees them."""
-
-    total: int
-    cached: int
-    running: dict[str, dict] = field(default_factory=dict)
-    done: dict[str, worker.Outcome] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def counts(self) -> str:
-        """How many wait, run, are done and failed, in words."""
-        waiting = self.total - self.cached - len(self.running) - len(self.done) - len(self.failed)
-        return f"{waiting} waiting, {len(self.running)} running, {len(self.done)} done, {len(self.failed)} failed"
+    def read(self) -> tuple[dict[str, dict], list[tuple[str, str]]]:
+        """{run: where it is}, and (run, what it has said) since the last call."""
+        lines, self.lines = self.lines, []
+        return self.states, lines
 
 
 def repro(address: str) -> None:
@@ -95,17 +80,19 @@ def repro(address: str) -> None:
     local.dvc("repro", "plan")
     if "prepare" not in local.restore([], remote)[0]:
         local.dvc("repro", "prepare")
-    _push(["plan", "prepare"])
+    weights = settings.model.weights
+    _push(["plan", "prepare", *([weights] if weights and Path(f"{weights}.dvc").is_file() else [])])
     runs = [run.key for run in settings.runs]
     missing = _restore(runs)
-    progress = Progress(len(runs), len(runs) - len(missing))
-    _say(f'{len(runs)} runs; the cache and the remote store "{remote}" have the results of {progress.cached}')
+    cached = len(runs) - len(missing)
+    _say(f'{len(runs)} runs; the cache and the remote store "{remote}" have the results of {cached}')
+    failed = {}
     if missing:
         if trained := [f"train@{run}" for run, stage in missing.items() if stage == "evaluate"]:
             _push(trained, run_cache=True)
-        _submit(ray, _project(remote), settings.cluster, missing, progress)
+        failed = _submit(ray, _project(remote), settings, missing)
         missing = _restore(runs)
-    _show_failed(progress)
+    _show_failed(failed)
     if missing:
         raise UserError(
             f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}. The others are here and in the "
@@ -114,8 +101,8 @@ def repro(address: str) -> None:
     local.dvc("repro")
 
 
-def _show_failed(progress: Progress) -> None:
-    for run, why in progress.failed.items():
+def _show_failed(failed: dict[str, str]) -> None:
+    for run, why in failed.items():
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{run}.log"
         log.write_text(why)
@@ -203,10 +190,9 @@ def _connect(address: str) -> "ModuleType":
     return ray
 
 
-def _submit(
-    ray: "ModuleType", project: worker.Project, size: params.Cluster, missing: dict[str, str], progress: Progress
-) -> None:
-    """Run what is `missing`, {run: train or evaluate}, and show it until all have ended."""
+def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missing: dict[str, str]) -> dict[str, str]:
+    """Run what is `missing`, {run: train or evaluate}, and show it until all have ended; {run: why it failed}."""
+    size, failed = settings.cluster, {}
     for module in (worker, sys.modules[__name__]):
         ray.cloudpickle.register_pickle_by_value(module)
     gpus = size.gpus if size.gpus is not None else int(ray.cluster_resources().get("GPU", 0) > 0)
@@ -230,33 +216,81 @@ def _submit(
         _say("No node of the cluster has as many; waiting for one that has. cluster: in params.yaml says how many")
     shared = ray.put(project)
     waiting = {task.remote(shared, board, run, stage == "evaluate", size.cpus): run for run, stage in missing.items()}
-    with _shown(progress) as show:
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=1)
-            for reference in ready:
-                run = waiting.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                except (ray.exceptions.RayError, worker.CutOffError) as error:
-                    progress.failed[run] = f"cut off, and not tried again: {error}"
-                    continue
-                if outcome.log is None:
-                    progress.done[run] = outcome
-                else:
-                    progress.failed[run] = outcome.log
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            states = _read(ray, board)
-            progress.running = {
-                run: states[run] for run in waiting.values() if run in states and states[run]["node_id"] in alive
-            }
-            show()
+    runs = progress.Progress(missing, settings.train.epochs)
+    try:
+        with progress.shown(runs) as screen:
+            seen = _Seen(runs, screen)
+            while waiting:
+                ready, _ = ray.wait(list(waiting), timeout=1)
+                alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+                seen.look(*_read(ray, board), set(waiting.values()), alive)
+                for reference in ready:
+                    run = waiting.pop(reference)
+                    try:
+                        outcome = ray.get(reference)
+                    except (ray.exceptions.RayError, worker.CutOffError) as error:
+                        failed[run] = f"cut off, and not tried again: {error}"
+                        screen.end(run, failed=True)
+                        continue
+                    if outcome.log is not None:
+                        failed[run] = outcome.log
+                    seen.end(outcome)
+    except KeyboardInterrupt:
+        done = len(missing) - len(waiting) - len(failed)
+        print(
+            f"\ninterrupted: {done} of {len(missing)} runs done and kept in the remote store; those that were running "
+            f"end. `make repro CLUSTER=…` trains the others",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    return failed
 
 
-def _read(ray: "ModuleType", board: Any) -> dict[str, dict]:
+class _Seen:
+    """What the runs on the nodes have said, shown here and in logs of this machine's own."""
+
+    def __init__(self, runs: progress.Progress, screen: progress.Screen) -> None:
+        self.runs, self.screen = runs, screen
+        self.attempts: dict[str, int] = {}
+        self.logs: dict[str, live.Log] = {}
+
+    def look(self, states: dict[str, dict], lines: list[tuple[str, str]], waiting: set[str], alive: set[str]) -> None:
+        """Note where runs are and what they have said; a run whose node is lost waits again."""
+        for run, it in states.items():
+            if run in waiting and it["node_id"] in alive and self.attempts.get(run) != it["attempt"]:
+                self.attempts[run] = it["attempt"]
+                self.screen.begin(run, it["node"], it["attempt"])
+        self.runs.lose({run for run in waiting & states.keys() if states[run]["node_id"] not in alive})
+        self.runs.at_a_time = max(1, sum(run.running for run in self.runs.runs.values()))
+        for run, words in lines:
+            if words in STATES:
+                self.runs.note(run, STATES[words])
+                continue
+            self.screen.line(run, words)
+            if epoch := live.parse(words):
+                self._log(epoch)
+
+    def _log(self, epoch: live.Epoch) -> None:
+        before = [row for row in live.read(epoch.run) if row["epoch"] < epoch.epoch]
+        if epoch.run not in self.logs or len(before) < len(live.read(epoch.run)):  # another attempt begins again
+            self.logs[epoch.run] = live.Log(epoch.run, before)
+        row = dataclasses.asdict(epoch)
+        self.logs[epoch.run].add({name: row[name] for name in live.COLUMNS if name in row})
+
+    def end(self, outcome: worker.Outcome) -> None:
+        """A run has ended, of itself or well."""
+        if log := self.logs.pop(outcome.run, None):
+            log.close()
+        seconds = ", ".join(f"{name} {value:g}" for name, value in outcome.seconds.items())
+        words = f"{outcome.run} done on {outcome.node}; seconds: {seconds}"
+        self.screen.end(outcome.run, failed=outcome.log is not None, words="" if outcome.log is not None else words)
+
+
+def _read(ray: "ModuleType", board: Any) -> tuple[dict[str, dict], list[tuple[str, str]]]:
     try:
         return ray.get(board.read.remote(), timeout=10)
     except ray.exceptions.RayError:
-        return {}
+        return {}, []
 
 
 def _task(project: worker.Project, board: Any, run: str, trained: bool, cpus: float) -> worker.Outcome:
@@ -272,42 +306,3 @@ def _task(project: worker.Project, board: Any, run: str, trained: bool, cpus: fl
         fetch = True  # the board is lost, and the table lacks this run; no reason not to train
     runs = max(1, int(os.cpu_count() / cpus))  # as if the node were full
     return worker.carry_out(project, run, name, runs, fetch, lambda words: board.note.remote(run, words))
-
-
-@contextlib.contextmanager
-def _shown(progress: Progress) -> Iterator[Callable[[], None]]:
-    """A function that shows how far all runs are: a live table on a terminal, else a line for each change."""
-    if sys.stdout.isatty():
-        from rich.live import Live
-
-        with Live(_table(progress), refresh_per_second=2) as live:
-            yield lambda: live.update(_table(progress))
-    else:
-        told = set()
-        yield lambda: _tell(progress, told)
-
-
-def _table(progress: Progress) -> "Table":
-    from rich.table import Table
-
-    table = Table("run", "state", "node", caption=progress.counts())
-    for run, state in progress.running.items():
-        again = f" (attempt {state['attempt']})" if state["attempt"] > 1 else ""
-        table.add_row(run, f"running: {state['words']}{again}", state["node"])
-    for run in progress.failed:
-        table.add_row(run, "[red]failed[/red]", "")
-    return table
-
-
-def _tell(progress: Progress, told: set[tuple[str, str]]) -> None:
-    news = [(run, f"running on {it['node']}, attempt {it['attempt']}") for run, it in progress.running.items()]
-    news += [(run, f"done on {it.node}; seconds: {_seconds(it)}") for run, it in progress.done.items()]
-    news += [(run, "failed") for run in progress.failed]
-    news = [line for line in news if line not in told]
-    told.update(news)
-    for run, words in news:
-        _say(f"{run} {words} ({progress.counts()})")
-
-
-def _seconds(outcome: worker.Outcome) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in outcome.seconds.items())

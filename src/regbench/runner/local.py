@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from regbench import errors, params, plan
+from regbench import errors, live, params, plan
 from regbench.errors import UserError
 from regbench.params import Params
-from regbench.review import git
-from regbench.runner import lock, machine, store, worker
+from regbench.review import blocks, git
+from regbench.runner import lock, machine, progress, store, worker
 
 CHATTER = re.compile(
     r"""\s*
@@ -75,6 +75,8 @@ def repro(jobs: int | None = None) -> None:
         check_space(settings, len(missing), cache)
         run_all(settings, missing, jobs)
     dvc("repro")
+    for path in blocks.fill():
+        print(f"written: the tables of {path}", flush=True)
 
 
 def begin() -> Params:
@@ -85,7 +87,9 @@ def begin() -> Params:
     """
     check_git()
     settings = params.load()
+    live.require(live.wanted())
     plan.refuse_outputs(settings.data.dataset)
+    plan.check_files(settings.model)
     for line in lock.mend():
         print(line, flush=True)
     return settings
@@ -257,16 +261,19 @@ def dvc(*arguments: str) -> None:
         raise UserError(f"`dvc {' '.join(arguments)}` failed, as said above")
 
 
-def show(line: str, run: str = "") -> None:
-    """Print a line of DVC's or a stage's, behind the name of its run."""
-    text = line.rstrip("\r\n")
+def show(line: str) -> None:
+    """Print a line of DVC's or a stage's."""
     if line.endswith("\r"):  # a progress bar
-        if sys.stdout.isatty() and not run:
+        if sys.stdout.isatty():
             print(line, end="", flush=True)
-    elif not CHATTER.fullmatch(text):
-        prefix = f"{run}: " if run and not re.match(rf"{run}\b", text) else ""
-        sys.stdout.write(f"{prefix}{text}\n")  # at once, or lines of several threads would mix
-        sys.stdout.flush()
+    elif (text := said(line)) is not None:
+        print(text, flush=True)
+
+
+def said(line: str) -> str | None:
+    """A line of DVC's or a stage's without its end; None for a progress bar and for what says nothing here."""
+    text = line.rstrip("\r\n")
+    return None if line.endswith("\r") or CHATTER.fullmatch(text) else text
 
 
 def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None:
@@ -281,20 +288,31 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
     todo = " and ".join(f"{_runs(counts[stage])} to {stage}" for stage in ("train", "evaluate") if counts[stage])
     print(f"{todo}, {at_a_time} at a time" if several else todo, flush=True)
     done, failed, killed = [], [], []
+    runs = progress.Progress(missing, settings.train.epochs, at_a_time)
     with ThreadPoolExecutor(at_a_time) as pool, Commands(at_a_time) as commands:
 
-        def run(key: str) -> tuple[int, str]:
+        def run(key: str, screen: progress.Screen) -> tuple[int, str]:
+            def show(line: str) -> None:
+                if (text := said(line)) is not None:
+                    screen.line(key, text)
+
             # Without --wait-for-lock, DVC gives up after 3 seconds that another run holds the lock.
             command = worker.dvc("repro", "--single-item", f"train@{key}", f"evaluate@{key}", wait=several)
-            return commands.run(command, lambda line: show(line, key if several else ""))
+            if not commands.ending:
+                screen.begin(key)
+            code, output = commands.run(command, show)
+            if not commands.ending:
+                screen.end(key, failed=bool(code))
+            return code, output
 
-        pending = {pool.submit(run, key): key for key in missing}
         try:
-            for future in as_completed(pending):
-                code, output = future.result()
-                (failed if code else done).append(pending[future])
-                if code and worker.KILLED.search(output):
-                    killed.append(pending[future])
+            with progress.shown(runs) as screen:
+                pending = {pool.submit(run, key, screen): key for key in missing}
+                for future in as_completed(pending):
+                    code, output = future.result()
+                    (failed if code else done).append(pending[future])
+                    if code and worker.KILLED.search(output):
+                        killed.append(pending[future])
         except KeyboardInterrupt:
             print(
                 f"\ninterrupted: {len(done)} of {_runs(len(missing))} done and kept. `make repro` continues the others "

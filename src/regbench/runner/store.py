@@ -44,7 +44,7 @@ def facts() -> tuple[Path, str | None]:
 
     try:
         with Repo() as repo:
-            return Path(repo.cache.local.path), repo.config["core"].get("remote")
+            return Path(repo.cache.local_cache_dir), repo.config["core"].get("remote")
     except DvcException as error:
         raise UserError(f"DVC can't be used here: {error}") from None
 

@@ -30,6 +30,9 @@ WAITS = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
 KILLED = re.compile(r"failed to run: .*, exited with (?:-9|137)\b")
 """DVC's words for a stage that was ended by SIGKILL; the second number is a shell's."""
 
+SHOWN = re.compile(r"\S+ epoch \d+/\d+: |\S+ diverged: |Running stage '|TensorFlow")
+"""What a node tells of what its runs print."""
+
 # Runs a command, and kills its whole process group once nobody holds the other end of stdin: a runner that is killed
 # takes its training with it. The empty handler leaves Ctrl-C to the command; to ignore the signal would be inherited.
 GUARD = """
@@ -130,11 +133,12 @@ def carry_out(
 
             def line(text: str) -> None:
                 output.append(text)
-                if epoch := re.search(r"epoch \d+/\d+", text):
-                    progress(epoch[0])
+                if SHOWN.match(text):
+                    progress(text.strip())
 
             pull = ("--pull",) if fetch else ()
-            code = _run(dvc("repro", "--single-item", *pull, *stages), folder, line, runs, lock)
+            # The machine that the user looks at writes logs and views itself, of these lines.
+            code = _run(dvc("repro", "--single-item", *pull, *stages), folder, line, runs, lock, REGBENCH_LIVE="off")
             log = "".join(output)
             if code == 0:
                 return None
@@ -250,7 +254,8 @@ def _workspace(project: Project) -> Path:
             config = folder / ".dvc/config.local"
             config.touch(mode=0o600)
             config.write_text(project.config)
-            _check(dvc("pull", "plan", "prepare"), folder)
+            # Also what `plan` depends on, such as weights to start from.
+            _check(dvc("pull", "--with-deps", "plan", "prepare"), folder)
             ready.parent.mkdir(exist_ok=True)
             ready.touch()
     return folder

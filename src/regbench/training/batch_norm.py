@@ -14,7 +14,8 @@ class PopulationStatistics:
     The moving averages of training are of the last steps' weights, not of these. The faster weights change, the further
     they lag behind: the more a penalty shrinks them, the worse a model looks that is not worse. So after each epoch,
     before validation, the averages are computed anew over `train.batch_norm_images` training images. Training does not
-    read them and goes on as it would.
+    read them and goes on as it would. Those that training does read are left alone: of frozen layers, and of batch
+    renormalization.
 
     Y. Wu, J. Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576).
 
@@ -25,28 +26,34 @@ class PopulationStatistics:
     """
 
     def __init__(self, model: keras.Model, training: arrays.Split, plan: dict):
-        self.model, self.training, self.plan = model, training, plan
-        self.momentum = plan["model"].batch_norm_momentum
+        # Without the layers that act in training only: the statistics are of the network as it is evaluated.
+        self.model, self.training, self.plan = networks.without_noise(model.plain), training, plan
         images = min(plan["train"].batch_norm_images, len(training))
         self.batches = -(-images // data.EVALUATION_BATCH)
         self.batch_size = -(-images // max(1, self.batches))
-        layers = (getattr(layer, "normalization", layer) for layer in networks.layers_of(model))
-        self.layers = [layer for layer in layers if isinstance(layer, BatchNormalization)]
-        self.averages = [average for layer in self.layers for average in (layer.moving_mean, layer.moving_variance)]
+        found = [layer for layer in networks.batch_norms(model.plain) if layer.trainable]
+        self.layers = [layer for layer in found if not layer.renorm]
+        # A forward pass in training changes these, too.
+        self.kept = [weight for layer in found if layer.renorm for weight in layer.non_trainable_weights]
+        self.ours = [layer for layer in self.layers if isinstance(layer, BatchNormalization)]
+        self.strategy = model.distribute_strategy
         self.forward = tf.function(self._forward)
         # What is computed anew after each epoch need not be updated at each of its steps.
         self._keep_averages(not self.batches)
 
     def _keep_averages(self, keep: bool) -> None:
-        for layer in self.layers:
+        for layer in self.ours:
             layer.averages = keep
 
     def refresh(self, epoch: int) -> None:
         """Compute them from the first batches of this epoch; do nothing where params do not ask for it."""
-        if not self.batches or not self.averages:
+        if not self.batches or not self.layers:
             return
-        for variable in self.averages:
-            variable.assign(tf.zeros_like(variable.value))
+        before = {id(average): average.numpy() for layer in self.layers for average in _averages(layer)}
+        kept = [(weight, weight.numpy()) for weight in self.kept]
+        for layer in self.layers:
+            for average in _averages(layer):
+                average.assign(tf.zeros_like(average.value))
         batches = arrays.training_batches(
             self.training,
             batch_size=self.batch_size,
@@ -56,21 +63,31 @@ class PopulationStatistics:
         )
         for images, _ in batches.take(self.batches):
             self.forward(self._shares(images))
-        # From zero, k steps of a moving average hold 1 − momentum^k of the mean.
-        for variable in self.averages:
-            variable.assign(variable.value / (1.0 - self.momentum**self.batches))
+        for layer in self.layers:
+            updated = any(average.numpy().any() for average in _averages(layer))
+            for average in _averages(layer):
+                # From zero, k steps of a moving average hold 1 − momentum^k of the mean. A layer that its network calls
+                # with training=False has made none.
+                share = 1.0 - layer.momentum**self.batches
+                average.assign(average.value / share if updated else before[id(average)])
+        for weight, value in kept:
+            weight.assign(value)
 
     def _forward(self, share: tf.Tensor) -> None:
         self._keep_averages(True)
-        self.model.distribute_strategy.run(lambda images: self.model(images, training=True), args=(share,))
+        self.strategy.run(lambda images: self.model(images, training=True), args=(share,))
         self._keep_averages(False)
 
     def _shares(self, images: tf.Tensor) -> tf.Tensor:
         """Each replica takes its share of the batch, as in training."""
-        strategy = self.model.distribute_strategy
+        strategy = self.strategy
         replicas = strategy.num_replicas_in_sync
         if replicas == 1:
             return images
         return strategy.experimental_distribute_values_from_function(
             lambda context: images[context.replica_id_in_sync_group :: replicas]
         )
+
+
+def _averages(layer: keras.layers.BatchNormalization) -> tuple[keras.Variable, keras.Variable]:
+    return layer.moving_mean, layer.moving_variance

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from regbench import regularizers
 from regbench.data import arrays
 
 FOLDER = Path(".regbench/checkpoints")
@@ -23,21 +24,23 @@ def folder_of(plan: dict, *splits: arrays.Split) -> Path:
 
 
 class Checkpoint:
-    """Weights, optimizer, history, and in the midst of an epoch its metrics so far.
+    """Weights, optimizer, history, the best epoch's weights if asked for, and in the midst of an epoch its metrics.
 
     The last two states are kept, a file each, `EPOCHS-STEPS.npz`: whole epochs, and steps since. Where the last one is
     damaged, the run continues from the one before.
     """
 
     def __init__(self, model: keras.Model, folder: Path):
-        self.model, self.folder, self.metrics = model, folder, []
-        model.optimizer.build(model.trainable_variables)
-        self.variables = [*model.variables, *model.optimizer.variables]
+        self.model, self.folder, self.metrics, self.best = model, folder, [], []
+        weights = model.trainable_variables
+        model.optimizer.build(weights)
+        self.variables = [*model.variables, *model.optimizer.variables, *regularizers.memories(weights)]
 
     def save(self, history: list[dict], step: int = 0) -> None:
         """Write the state after `step` steps of an epoch; 0: after a whole epoch."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"{index:04d}": variable.numpy() for index, variable in enumerate(self.variables)}
+        arrays |= {f"best{index:04d}": value for index, value in enumerate(self.best)}
         if step:
             # Flat, since a metric's state is a handful of numbers.
             arrays["metrics"] = np.array([variable.numpy() for variable in self.model.metrics_variables], np.float64)
@@ -46,6 +49,15 @@ class Checkpoint:
         beside.replace(self.folder / f"{len(history):06d}-{step:09d}.npz")
         for old in self._saved()[2:]:
             old.unlink()
+
+    def keep(self) -> None:
+        """Keep the model's weights as they are now, the best so far; they become part of the state."""
+        self.best = [variable.numpy() for variable in self.model.variables]
+
+    def take_best(self) -> None:
+        """Give the model the weights that `keep` kept last."""
+        for variable, value in zip(self.model.variables, self.best, strict=True):
+            variable.assign(value)
 
     def _saved(self) -> list[Path]:
         """The files of states, the latest first."""
@@ -63,13 +75,14 @@ class Checkpoint:
                     loaded = dict(file)
                 state = json.loads(str(loaded["state"]))
                 values = [loaded[f"{index:04d}"] for index in range(len(self.variables))]
+                best = [loaded[name] for name in sorted(loaded) if name.startswith("best")]
             except Exception as error:  # zipfile and NumPy raise many kinds on a damaged file
                 print(f"{path} is damaged ({error}); continuing without it", flush=True)
                 path.unlink()
                 continue
             for variable, value in zip(self.variables, values, strict=True):
                 variable.assign(value)
-            self.metrics = loaded.get("metrics", [])
+            self.metrics, self.best = loaded.get("metrics", []), best
             within = f" and {state['step']} steps" if state["step"] else ""
             print(f"resuming after epoch {len(state['history'])}{within}", flush=True)
             return state["history"], state["step"]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from regbench import files, runtime
 from regbench.data import arrays
-from regbench.training import checkpoint, history, model
+from regbench.training import checkpoint, history, model, optimizer, save
 from regbench.training.batch_norm import PopulationStatistics
 
 
@@ -34,7 +34,7 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
     with runtime.strategy().scope():
         trained = model.build(plan, training.images.shape[1:], len(training.info["classes"]))
         model.compile(trained, options, steps)
-    state = checkpoint.Checkpoint(trained, checkpoint.folder_of(plan, training, validation))
+        state = checkpoint.Checkpoint(trained, checkpoint.folder_of(plan, training, validation))
     rows, first_step = state.restore()
     statistics = PopulationStatistics(trained, training, plan)
     recorder = history.Recorder(plan, rows, len(training), state, statistics)
@@ -42,8 +42,8 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
     if first_step:  # the metrics to restore are made by their first use
         trained.test_on_batch(*next(iter(validating)))
     # An epoch at a time: each has an order of its own, and the first may lack the steps before it was cut off.
-    for epoch in range(len(rows), options.epochs):
-        recorder.first_step = first_step
+    while len(rows) < options.epochs and not recorder.stopped:
+        epoch, recorder.first_step = len(rows), first_step
         trained.fit(
             arrays.training_batches(
                 training,
@@ -67,9 +67,14 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
             for variable in trained.trainable_variables:
                 variable.assign(tf.fill(variable.shape, np.float32("nan")))
             break
+    if not recorder.diverged:
+        optimizer.of(trained).swap_averages()
+        if recorder.stopping:
+            state.take_best()
+            print(f"{plan['run']} keeps the weights of epoch {history.best(rows) + 1}", flush=True)
 
     out.mkdir(parents=True, exist_ok=True)
-    model.save(trained, out / "model.keras")
+    save.save(trained.plain, out / "model.keras", save.metadata(trained, plan, training.info["classes"]))
     files.write_csv(
         out / "history.csv", history.COLUMNS, ([row.get(key, "") for key in history.COLUMNS] for row in rows)
     )

@@ -1,12 +1,12 @@
-"""What is recorded of a training: a row of history an epoch, and the seconds it took in a log beside the outputs."""
+"""What is recorded of a training: a row of history an epoch; a line and a row of the log while it goes on."""
 
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from regbench import networks
+from regbench import live, networks, regularizers
+from regbench.training import optimizer
 from regbench.training.batch_norm import PopulationStatistics
 from regbench.training.checkpoint import Checkpoint
 from regbench.training.model import reg_loss
@@ -25,28 +25,37 @@ COLUMNS = (
     "val_cross_entropy",
     "val_accuracy",
 )
-LOG = Path(".regbench/log")
 SAVE_SECONDS = 600
 """How long an epoch may take before the state is saved in the midst of it."""
 
 LOOK_STEPS = 10
-"""Every how many steps the loss is looked at: on a GPU each look waits for the step to end."""
+"""Every how many steps the loss is looked at: on a GPU each look waits for the step to end. A call of several steps
+has as many (`model.STEPS_A_CALL`)."""
 
 
 def backbone_and_head(model: keras.Model) -> dict[str, float]:
     """Reg loss and norm of the convolutions and of the Dense head; the norm is √Σw² of the kernels."""
-    *backbone, (head, head_kernel) = networks.kernels(model)
+    head = networks.head(model)
+    backbone = [kernel for layer, kernel in networks.kernels(model) if layer is not head]
+
+    def penalty(weights: list[keras.Variable]) -> float:
+        return float(sum(weight.regularizer(weight) for weight in weights if weight.regularizer is not None))
 
     def norm(kernels: list[keras.Variable]) -> float:
         # Not NumPy's norm: BLAS sums in an order that depends on its threads.
         return float(np.sqrt(sum(np.square(kernel.numpy(), dtype=np.float64).sum() for kernel in kernels)))
 
     return {
-        "reg_loss_backbone": float(sum(loss for layer, _ in backbone for loss in layer.losses)),
-        "reg_loss_head": float(sum(head.losses)),
-        "norm_backbone": norm([kernel for _, kernel in backbone]),
-        "norm_head": norm([head_kernel]),
+        "reg_loss_backbone": penalty(backbone),
+        "reg_loss_head": penalty(head.weights),
+        "norm_backbone": norm(backbone),
+        "norm_head": norm([head.kernel]),
     }
+
+
+def best(history: list[dict]) -> int:
+    """Which row has the lowest validation cross-entropy, the first of equal ones."""
+    return int(np.argmin([np.nan_to_num(row["val_cross_entropy"], nan=np.inf) for row in history]))
 
 
 class Recorder(keras.callbacks.Callback):
@@ -70,6 +79,13 @@ class Recorder(keras.callbacks.Callback):
         self.run, self.epochs, self.batch_size = plan["run"], plan["train"].epochs, plan["train"].batch_size
         self.history, self.images, self.checkpoint, self.statistics = history, images, checkpoint, statistics
         self.first_step, self.diverged = 0, False
+        self.log = live.Log(self.run, history)
+        self.stopping = regularizers.acting(plan["regularizer"], "stops")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the history so far ends training, by a regularizer that `stops`."""
+        return any(stops(self.history, strength) for stops, strength in self.stopping)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self.first_step:
@@ -88,6 +104,7 @@ class Recorder(keras.callbacks.Callback):
     def on_test_begin(self, logs: dict | None = None) -> None:
         self.seconds = time.perf_counter() - self.started
         if not self.diverged:
+            optimizer.of(self.model).swap_averages()
             self.statistics.refresh(self.epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -102,30 +119,26 @@ class Recorder(keras.callbacks.Callback):
         self.history.append({key: row[key] for key in COLUMNS})
         self._say(row, time.perf_counter() - self.started)
         self.first_step = 0
+        if self.stopping and best(self.history) == len(self.history) - 1:
+            self.checkpoint.keep()
+        optimizer.of(self.model).swap_averages()
         self.checkpoint.save(self.history)
 
     def _say(self, row: dict, whole_seconds: float) -> None:
         rate = (self.images - self.first_step * self.batch_size) / self.seconds
         left = (self.epochs - row["epoch"]) * whole_seconds
+        measures = {name: row[name] for name in live.MEASURES}
         print(
-            f"{self.run} epoch {row['epoch']}/{self.epochs}: cross-entropy {row['cross_entropy']:.4f}, "
-            f"reg loss {row['reg_loss']:.4f}, accuracy {row['accuracy']:.1%}; "
-            f"validation cross-entropy {row['val_cross_entropy']:.4f}, accuracy {row['val_accuracy']:.1%}; "
-            f"{rate:,.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left",
-            flush=True,
+            live.Epoch(self.run, row["epoch"], self.epochs, **measures, images_per_second=rate, left=left), flush=True
         )
-        LOG.mkdir(parents=True, exist_ok=True)
-        log = LOG / f"{self.run}.csv"
-        if not log.exists() or row["epoch"] == 1:
-            log.write_text("epoch,seconds,images_per_second\n")
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"{row['epoch']},{self.seconds:.3f},{rate:.1f}\n")
+        seconds = {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
+        self.log.add({"epoch": row["epoch"]} | seconds | measures)
+        if row["epoch"] == self.epochs or self.stopped:
+            self.log.close()
 
     def _diverge(self, loss: float) -> None:
         self.diverged = self.model.stop_training = True
         self.history.append({"epoch": self.epoch + 1, "loss": float(loss)})
-        print(
-            f"{self.run} diverged: its loss was {float(loss)} in epoch {self.epoch + 1}; "
-            "lower train.learning_rate or the strength of the regularizer",
-            flush=True,
-        )
+        print(live.diverged(self.run, float(loss), self.epoch + 1), flush=True)
+        self.log.add({"epoch": self.epoch + 1})
+        self.log.close()

@@ -1,27 +1,128 @@
-"""The model as it is trained and saved: uint8 images in, logits out."""
+"""The model as it is trained: uint8 images in, logits out, all that its line under `reg:` asks for attached."""
 
-import json
-import re
-import zipfile
-from pathlib import Path
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from regbench import networks, params, regularizers
-from regbench.training.optimizer import SGD
+from regbench.networks import layers
+from regbench.training.optimizer import SGD, sum_over_replicas
 from regbench.training.schedule import LearningRate
+
+STEPS_A_CALL = 10
+"""How many steps are made in one call where they are compiled."""
+
+DRAWS_A_STEP = 256
+"""How often a layer may draw random numbers in a step, at most."""
 
 
 class Model(keras.Model):
-    """A `keras.Model` whose `losses` are its penalties by kind, each over all weights, not one a weight."""
+    """A `keras.Model` that trains as its line under `reg:` says.
+
+    Attributes:
+        plain: the same layers without those that act in training only: what is validated, saved and evaluated. Its
+            input is uint8 [N, height, width, channels].
+        line: of params.
+        seed: of the run.
+        on_batch: Keras layers that change images and labels before a step.
+        climb: what `regularizers` calls climb, or None.
+    """
+
+    plain: keras.Model
+    line: params.Regularizer
+    seed: int
+    on_batch: tuple[keras.layers.Layer, ...] = ()
+    climb: tuple[Callable, float] | None = None
 
     @property
     def losses(self) -> list[tf.Tensor]:
-        return regularizers.penalties(self.trainable_variables)
+        """The penalties by kind, each over all weights, not one a weight; and those on activations."""
+        return [*regularizers.penalties(self.trainable_variables), *self._activity_losses()]
+
+    def _activity_losses(self) -> Iterator[tf.Tensor]:
+        for layer in networks.layers_of(self):
+            if isinstance(layer, keras.layers.ActivityRegularization):
+                yield from layer.losses
+
+    @property
+    def random_states(self) -> list[keras.Variable]:
+        """What its layers and those of `on_batch` draw random numbers from: of their variables, those not weights."""
+        states = {}
+        for layer in (*networks.layers_of(self), *self.on_batch):
+            weights = {id(weight) for weight in layer.weights}
+            states |= {id(state): state for state in layer.variables if id(state) not in weights}
+        return list(states.values())
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, Any]:
+        self.set_random_states()
+        if self.on_batch:
+            images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+            batch = {"images": tf.cast(images, tf.float32), "labels": self._targets(labels)}
+            for layer in self.on_batch:
+                batch = layer(batch, training=True)
+            data = batch["images"], batch["labels"]
+        if self.climb is None:
+            return super().train_step(data)
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._step_from_above(images, labels)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        return super().compute_loss(x, self._targets(y), y_pred, sample_weight, training)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return super().compute_metrics(x, self._targets(y), y_pred, sample_weight)
+
+    def _targets(self, labels: tf.Tensor) -> tf.Tensor:
+        """Labels as loss and metrics take them: one-hot where something acts `on_batch`, which is one-hot already."""
+        return keras.ops.one_hot(labels, self.output_shape[-1]) if self.on_batch and len(labels.shape) == 1 else labels
+
+    def set_random_states(self) -> None:
+        """Let all that is drawn in a step be a function of (seed, step), also after a run was cut off.
+
+        Each device of a strategy draws for its own share of the batch.
+        """
+        step, device = self.optimizer.iterations, tf.distribute.get_replica_context().replica_id_in_sync_group
+        for index, state in enumerate(self.random_states):
+            key = tf.constant(zlib.crc32(f"{self.seed} {index}".encode()), state.dtype) + tf.cast(device, state.dtype)
+            # Keras adds 1 for each draw. Without a distance, the next step would draw this step's numbers once more.
+            state.assign(tf.stack([key, tf.cast(step * DRAWS_A_STEP, state.dtype)]))
+
+    def _step_from_above(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, Any]:
+        """A step whose gradient is taken where `climb` leads to, from the weights as they are."""
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        loss, logits, gradients = self._gradients(images, labels)
+        climb, strength = self.climb
+        kept = [(weight, tf.identity(weight)) for weight in self.weights]  # averages of batch normalization among them
+        weights = self.trainable_weights
+        for weight, offset in zip(weights, climb(weights, gradients, strength), strict=True):
+            weight.assign_add(offset)
+        self.set_random_states()  # the same noise once more
+        *_, gradients = self._gradients(images, labels)
+        for weight, value in kept:
+            weight.assign(value)
+        self.optimizer.apply_gradients(
+            (gradient / replicas, weight) for gradient, weight in zip(gradients, weights, strict=True)
+        )
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * replicas, sample_weight=tf.shape(images)[0])
+        return self.compute_metrics(images, labels, logits)
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Loss and logits of a replica's share of a batch, and the gradients of the whole, at the optimizer's scale."""
+        with tf.GradientTape() as tape:
+            logits = self(images, training=True)
+            loss = self.compute_loss(x=images, y=labels, y_pred=logits, training=True)
+            scaled = self.optimizer.scale_loss(loss)
+        return loss, logits, sum_over_replicas(tape.gradient(scaled, self.trainable_weights))
 
 
-def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> Model:
     """Build the model of one run, its regularizer attached.
 
     Args:
@@ -32,59 +133,56 @@ def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> ke
     Returns:
         uint8 [N, height, width, channels] → float32 logits [N, num_classes].
     """
-    size = plan["image_size"]
+    size, line = plan["image_size"], plan["regularizer"]
     # On a single device the batch is whole already, and a faster operation does.
     synchronized = plan["train"].synchronize_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1
-    network = networks.build(plan["model"], (size, size, image_shape[-1]), num_classes, synchronized)
-    images = keras.Input(image_shape, dtype="uint8", name="uint8_image")
-    x = images
-    if tuple(image_shape[:2]) != (size, size):
-        x = keras.layers.Resizing(size, size, data_format="channels_last", name="resize")(x)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(x)
-    model = Model(images, network(x), name=f"regbench_{plan['name']}")
-    regularizers.attach(model, plan["regularizer"])
+    shape = (size, size, image_shape[-1])
+    network = networks.build(plan["model"], shape, num_classes, synchronized, plan["weights_md5"])
+    scale = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")
+    resize = keras.layers.Resizing(size, size, data_format="channels_last", name="resize")
+
+    def complete(made: type[keras.Model], network: keras.Model, dtype: str) -> keras.Model:
+        images = keras.Input(image_shape, dtype=dtype, name=f"{dtype}_image")
+        x = scale(images)
+        if tuple(image_shape[:2]) != (size, size):
+            # Of floats: in no graph the layer would round whole numbers. Its default of `training` is true, which the
+            # layers behind it would take over wherever the model is called without one.
+            x = resize(x, training=False)
+        return made(images, network(x), name="regbench")
+
+    in_training = network
+    for call, strength in regularizers.acting(line, "in_network"):
+        in_training = call(in_training, strength)
+    on_batch = tuple(call(strength) for call, strength in regularizers.acting(line, "on_batch"))
+    model = complete(Model, in_training, "float32" if on_batch else "uint8")
+    model.plain = complete(keras.Model, network, "uint8")
+    model.line, model.seed, model.on_batch = line, plan["seed"], on_batch
+    model.climb = next(iter(regularizers.acting(line, "climb")), None)
+    regularizers.attach(model, line)
     return model
 
 
-def compile(model: keras.Model, options: params.Train, steps: int) -> None:
+def compile(model: Model, options: params.Train, steps: int) -> None:
     """Set a model up as `train:` in params says; `steps` is the number of steps an epoch."""
+    arguments: dict[str, Any] = {}
+    for call, strength in regularizers.acting(model.line, "optimizer"):
+        arguments |= call(strength)
+    sparse = "" if model.on_batch else "Sparse"
     model.compile(
-        optimizer=SGD(LearningRate.of(options, steps), momentum=options.momentum),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=SGD(LearningRate.of(options, steps), momentum=options.momentum, **arguments),
+        loss=getattr(keras.losses, f"{sparse}CategoricalCrossentropy")(from_logits=True),
         # Keras's loss holds the penalty as well, and val_loss too.
         metrics=[
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            getattr(keras.metrics, f"{sparse}CategoricalCrossentropy")(from_logits=True, name="cross_entropy"),
+            getattr(keras.metrics, f"{sparse}CategoricalAccuracy")(name="accuracy"),
         ],
         jit_compile=options.jit,
+        # Compiled steps are short: a call of several of them waits for Python once.
+        steps_per_execution=STEPS_A_CALL if options.jit else 1,
     )
+    layers.for_xla(networks.layers_of(model), options.jit)
 
 
 def reg_loss(model: keras.Model) -> float:
-    """What the penalties add to the loss with the weights as they are now: the sum of `model.losses`."""
-    return float(sum(model.losses))
-
-
-def save(model: keras.Model, path: Path) -> None:
-    """Write a model as .keras, without loss and optimizer; equal models give equal bytes.
-
-    Keras notes the date, and numbers objects that are used more than once by their place in memory.
-    """
-    plain = keras.Model(model.input, model.output, name=model.name)
-    beside, first = path.with_name(f"partial.{path.name}"), path.with_name("partial.keras")
-    keras.saving.save_model(plain, first)
-    with zipfile.ZipFile(first) as saved, zipfile.ZipFile(beside, "w") as written:
-        for name in sorted(saved.namelist()):
-            content = saved.read(name)
-            if name == "metadata.json":
-                content = json.dumps({"keras_version": keras.__version__}).encode()
-            elif name == "config.json":
-                places: dict[bytes, int] = {}
-                content = re.sub(
-                    rb'(?<="shared_object_id": )\d+',
-                    lambda found, places=places: b"%d" % places.setdefault(found[0], len(places)),
-                    content,
-                )
-            written.writestr(zipfile.ZipInfo(name), content)
-    first.unlink()
-    beside.replace(path)
+    """What penalties on weights add to the loss with the weights as they are now."""
+    return float(sum(regularizers.penalties(model.trainable_variables)))

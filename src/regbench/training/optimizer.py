@@ -1,5 +1,7 @@
 """SGD that lets regularizers act on a weight before and after each step."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -30,3 +32,40 @@ class SGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
         if acting and regularizer.acts("after_step"):
             variable.assign(regularizer.apply("after_step", tf.convert_to_tensor(variable), rate))
+        if acting:
+            regularizer.remember(variable)
+
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        """One step. Keras would clip the gradient of each replica; here the norm of their sum is what counts."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if self.global_clipnorm and replicas > 1:
+            clipped, _ = tf.clip_by_global_norm(sum_over_replicas(grads), self.global_clipnorm)
+            grads = [gradient / replicas for gradient in clipped]
+        super().apply(grads, trainable_variables)
+
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
+        """Leave the weights as they are: Keras would put averages in their place after each `fit`, here each epoch.
+
+        `swap_averages` does it where it is time.
+        """
+
+    def swap_averages(self) -> None:
+        """Exchange the model's weights and their moving averages, if there are any; twice changes nothing."""
+        if self.use_ema:
+            for variable, average in zip(self._trainable_variables, self._model_variables_moving_average, strict=True):
+                value = tf.identity(variable)
+                variable.assign(average)
+                average.assign(value)
+
+
+def of(model: keras.Model) -> SGD:
+    """The optimizer of a model; with float16, Keras has put it into one that scales the loss."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def sum_over_replicas(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The gradients of a whole batch, in the midst of a step of each replica."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return list(gradients)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))

@@ -1,0 +1,84 @@
+"""How often intervals hold the truth, and how often equal regularizers are called different: by simulation.
+
+    python benchmarks/coverage.py --cases 2000
+
+Differences over seeds and images (`difference_over_seeds_and_images`) beside the paired t-test over seeds alone, where
+seeds differ most, or images, or both. Two minutes; docs/statistics.md has the table.
+"""
+
+import argparse
+import math
+
+import numpy as np
+from scipy import special
+
+from regbench.report import statistics
+
+IMAGES = 400
+DIFFICULTY = 0.8
+LEVEL, BETTER = 0.2, 0.2
+SCENES = {
+    "seeds differ much, images do not": (0.1, 0.0),
+    "both": (0.07, 0.3),
+    "regularizers differ in which images they have right": (0.02, 0.5),
+}
+"""{what varies: (spread over seeds, spread over images), of the normal numbers below}"""
+
+
+def draw(rng, seeds, scene, better):
+    """Which images two regularizers have right, bool [seeds, images] each.
+
+    An image is right where a normal number is below `LEVEL`: a sum of the image's difficulty, which all runs share,
+    what the regularizer makes of the image, what it makes of the seed, and noise.
+    """
+    seed_spread, image_spread = scene
+    difficulty = rng.normal(0, DIFFICULTY, IMAGES)
+    for level in (LEVEL, LEVEL + better):
+        common = difficulty + rng.normal(0, image_spread, IMAGES)
+        yield common + rng.normal(0, seed_spread, (seeds, 1)) + rng.normal(0, 1, (seeds, IMAGES)) < level
+
+
+def truth(scene, better):
+    """By how much the second is better in expectation."""
+    spread = math.sqrt(DIFFICULTY**2 + scene[0] ** 2 + scene[1] ** 2 + 1)
+    return float(special.ndtr((LEVEL + better) / spread) - special.ndtr(LEVEL / spread))
+
+
+def measure(seeds, scene, cases):
+    """{method: (share of intervals that hold the truth, share of false alarms, median half-width)}"""
+    rng, found = np.random.default_rng(seeds), {}
+    for case in range(cases):
+        better = BETTER * (case % 2)
+        first, second = draw(rng, seeds, scene, better)
+        counts = first.sum(axis=1).tolist(), second.sum(axis=1).tolist()
+        for method, estimate in (
+            ("seeds and images", statistics.difference_over_seeds_and_images(first, second)),
+            ("seeds alone", statistics.difference_over_seeds(*counts, IMAGES)),
+        ):
+            if estimate.low is not None:
+                held = estimate.low <= truth(scene, better) <= estimate.high
+                alarm = None if better else estimate.p < statistics.SIGNIFICANT
+                found.setdefault(method, []).append((held, alarm, (estimate.high - estimate.low) / 2))
+    return {
+        method: (
+            np.mean([held for held, _, _ in rows]),
+            np.mean([alarm for _, alarm, _ in rows if alarm is not None]),
+            np.median([half for _, _, half in rows]),
+        )
+        for method, rows in found.items()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=2000)
+    cases = parser.parse_args().cases
+    print(f"| what varies | seeds | method | holds the truth | false alarms | half-width, points |\n|{'---|' * 6}")
+    for words, scene in SCENES.items():
+        for seeds in (2, 3, 5, 10):
+            for method, (held, alarms, half) in measure(seeds, scene, cases).items():
+                print(f"| {words} | {seeds} | {method} | {held:.1%} | {alarms:.1%} | {100 * half:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

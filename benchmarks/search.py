@@ -1,0 +1,109 @@
+"""A search beside the full grid: is the pick the same, and at how many trainings?
+
+    python benchmarks/search.py /tmp/search --repetitions 3 --out benchmarks/search.json
+
+For each repetition, with seeds of its own: `regbench search`, then all strengths with all seeds, in a clone of this
+repository with a cache of its own. What the search has trained is not trained again by the grid. Half an hour or more a
+repetition on two cores at the default params; called again, it goes on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where to clone to and to train; kept")
+    parser.add_argument("--line", default="l2")
+    parser.add_argument("--from", dest="low", default="1e-6")
+    parser.add_argument("--to", dest="high", default="1e-2")
+    parser.add_argument("--seeds", type=int, default=3, help="in each repetition")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--jobs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/search.json")
+    arguments = parser.parse_args()
+    if not (arguments.folder / ".git").exists():
+        run(ROOT, "git", "clone", "--quiet", str(ROOT), str(arguments.folder))
+    os.chdir(arguments.folder)
+    found = []
+    for repetition in range(arguments.repetitions):
+        first = 100 + repetition * arguments.seeds
+        found.append(repeat(arguments, [*range(first, first + arguments.seeds)]))
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(json.dumps(found[-1], indent=2), flush=True)
+
+
+def repeat(arguments, seeds):
+    """One repetition: what the search picks, what the grid picks, and what each took."""
+    from regbench import params
+    from regbench.search import edit, line, planner, verdict
+
+    jobs = ["--jobs", arguments.jobs] if arguments.jobs else []
+    path = Path("params.yaml")
+    run(Path(), "git", "checkout", "--quiet", "params.yaml")
+    committed = path.read_text()
+    reg = edit.raw_lines(committed)
+    path.write_text(edit.with_sections(committed, reg, seeds))
+    regbench("search", arguments.line, "--from", arguments.low, "--to", arguments.high, "--seeds", len(seeds), *jobs)
+    searched = json.loads(Path(f".regbench/search/{arguments.line}.json").read_text())
+
+    strengths = line.strengths(float(arguments.low), float(arguments.high), 2)
+    whole = line.parse(params.load(), arguments.line, None, [strengths])
+    points = [(place,) for place in range(len(strengths))]
+    names = {point: whole.name(point) for point in points}
+    baseline = params.load().report.baseline
+    lines = {baseline: reg[baseline]} | {names[point]: whole.spelled_out(point) for point in points}
+    path.write_text(edit.with_sections(committed, lines, seeds))
+    regbench("repro", *jobs)
+    flags = {(point, seed): right(f"{names[point]}-{seed}") for point in points for seed in seeds}
+    grid = planner.Grid((len(points),), tuple(seeds), len(next(iter(flags.values()))))
+    standings = verdict.standings(grid, [planner.Round(tuple(points), tuple(seeds))], flags)
+    of_grid = next(it for it in standings if it.word == "best")
+    picked = next(it for it in searched["points"] if it["word"] == "best")["label"]
+    same = {whole.label(it.point) for it in standings if it.word in ("best", "can't tell")}
+    return {
+        "seeds": seeds,
+        "validation_images": grid.images,
+        "searched": picked,
+        "grid": whole.label(of_grid.point),
+        "not_told_from_the_grids": sorted(same, key=float),
+        "within": picked in same,
+        "trainings": searched["trainings"],
+        "of": grid.trainings,
+        "share": round(searched["trainings"] / grid.trainings, 3),
+        "accuracies": {
+            whole.label(point): [round(float(flags[point, seed].mean()), 4) for seed in seeds] for point in points
+        },
+        "sentences": searched["sentences"],
+    }
+
+
+def right(run_key):
+    """bool [images], which validation images a run has right."""
+    import csv
+
+    with open(f"runs/{run_key}/evaluation/predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
+    return np.array([row["label"] == row["prediction"] for row in rows])
+
+
+def regbench(*arguments):
+    run(Path(), sys.executable, "-m", "regbench", *map(str, arguments))
+
+
+def run(folder, *command):
+    """Run a command and show what it says."""
+    environment = os.environ | {"PYTHONPATH": str(Path("src").resolve())}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

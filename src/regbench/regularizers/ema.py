@@ -1,0 +1,20 @@
+"""Evaluates and saves an average of the weights: after each step, strength · average + (1 − strength) · weights.
+
+Averages are smoother than the weights that SGD leaves, as if the learning rate had been lowered. They are what is
+validated, pruned and evaluated, and in history.csv reg loss and norms are theirs; loss, cross-entropy and accuracy of
+training are of the weights. Batch normalization's statistics fit the averages only where train.batch_norm_images is not
+0.
+
+Source: B. Polyak, A. Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
+Usual strengths: 0.9 to 0.9999; 1 / (1 − strength) steps count, so fewer for short trainings.
+Equals `keras.optimizers.SGD(use_ema=True, ema_momentum=strength)`. timm: `--model-ema --model-ema-decay`; PyTorch:
+`torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(strength))`.
+"""
+
+SCOPE = None
+HIGHEST = 0.99999
+
+
+def optimizer(strength: float) -> dict:
+    """Arguments of `keras.optimizers.SGD`."""
+    return {"use_ema": True, "ema_momentum": strength}

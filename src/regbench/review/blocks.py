@@ -1,0 +1,347 @@
+"""Tables and numbers in README.md and docs/ that come from committed JSON: marked blocks, filled by `regbench docs`.
+
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; `BLOCKS` says what is in it. `regbench check` fails where a
+block is not what its source says, so no number in it is typed by hand.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from regbench import catalogue, files, params
+from regbench.errors import UserError
+from regbench.report import results, tracked, verdicts
+from regbench.report.results import Diverged, Report
+from regbench.review import git
+
+BLOCK = re.compile(r"<!-- (?P<name>[a-z_]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+LABEL = re.compile(r"^(?=[A-Z][^.:;\n]*: |Equals )", re.MULTILINE)
+"""The start of a line of a docstring such as `Source: …`, which becomes an item of a list."""
+
+MADE = Path("docs/results.json")
+"""Where, when and from which commit the committed results were made; the results themselves hold no clock."""
+
+BENCHMARKS = Path("benchmarks/results.json")
+ARTICLE = Path("docs/article.json")
+RECIPE = Path("docs/recipe.json")
+
+
+def fill() -> list[Path]:
+    """Write every block of every page anew; the pages that changed.
+
+    Where report.json has changed since `docs/results.json` was written, this machine, day and commit are noted there.
+
+    Raises:
+        UserError: a source is missing or damaged, or a page has a block of an unknown name.
+    """
+    if results.PATH.exists() and MADE.parent.is_dir():
+        md5 = _md5(results.PATH)
+        if not MADE.exists() or _json(MADE).get("report_md5") != md5:
+            files.write_json(MADE, {"report_md5": md5} | made_here())
+    changed = []
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        if (after := filled(before, path)) != before:
+            path.write_text(after, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def stale() -> Iterator[str]:
+    """A line for each page with a block that is not what its source says."""
+    for path in pages():
+        text = tracked.text(path.read_bytes(), path)
+        if wrong := [found["name"] for found in BLOCK.finditer(text) if found[0] != _block(found["name"], path)]:
+            yield f"{path}: {', '.join(wrong)} is not what the committed JSON says; run `make docs`"
+
+
+def pages() -> list[Path]:
+    """README.md and the pages under docs/, as far as they are there."""
+    return [path for path in (Path("README.md"), *sorted(Path("docs").rglob("*.md"))) if path.exists()]
+
+
+def filled(text: str, path: Path) -> str:
+    """A page's text with its blocks filled."""
+    return BLOCK.sub(lambda found: _block(found["name"], path), text)
+
+
+def _block(name: str, page: Path) -> str:
+    if name not in BLOCKS:
+        raise UserError(f"{page} has a block of an unknown name, {name}; known: {', '.join(BLOCKS)}")
+    return f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
+
+
+def made_here() -> dict[str, Any]:
+    """This machine, day and commit."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu(),
+        "date": datetime.date.today().isoformat(),
+        "commit": (git.commit("HEAD") or "")[:7],
+    }
+
+
+def processor() -> str:
+    """The make of the processor, as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def gpu() -> str | None:
+    """The name of the machine's first NVIDIA GPU, or None."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+# What is in each block
+
+
+def _results() -> str:
+    """The committed results of params.yaml."""
+    (report, made), strengths, rows = _report(), params.load().reg, []
+    for name, row in report.rows.items():
+        name = _with_strength(name, strengths[name])
+        if isinstance(row, Diverged):
+            rows.append((name, "diverged", "", "", ""))
+            continue
+        compared = (
+            (verdicts.interval(row.difference), _p(row.p_corrected), row.verdict) if row.difference else ("",) * 3
+        )
+        rows.append((name, _percent(row.test), *compared))
+    baseline = report.baseline or "the baseline"
+    heading = ("regularizer", "test accuracy, % [95 %]", f"difference to {baseline}, points [95 %]", "p", "verdict")
+    images = report.images.test if report.images else 0
+    return f"{table(heading, rows)}\n\n{_seeds(report)}, {images:,} test images; {where(made)}"
+
+
+def _article() -> str:
+    """The committed results beside the article's."""
+    (report, made), article = _report(), _json(ARTICLE)
+    rows = []
+    for name, accuracy in article["validation_accuracy"].items():
+        row = report.rows.get(name)
+        here = "–" if row is None or isinstance(row, Diverged) else f"{row.test.value:.1%}"
+        printed, ours = article["reg_loss"].get(name), getattr(row, "reg_loss", 0)
+        rows.append((name, f"{accuracy:.1%}", here, f"{printed[-1]:.4f}" if printed else "–", f"{ours:.4f}"))
+    heading = (
+        "regularizer",
+        f"article: validation accuracy, epoch {article['epochs']}",
+        "here: test accuracy",
+        f"article: reg loss, epoch {article['epochs']}",
+        f"here: reg loss, epoch {report.epochs}",
+    )
+    return f"{table(heading, rows)}\n\nHere: {_seeds(report)}; {where(made)}. Article: n = 1, as printed there."
+
+
+def _trainings() -> str:
+    """A training beside the article's way, by image size and batch."""
+    part = _part("trainings")
+    units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
+    rows = [
+        (
+            f"{row['image_size']} px, {row['batch_size']}",
+            unit,
+            *(_spread(row[way][key], 1) for way in ("article", "regbench")),
+            f"{row['ratio'][key]:.2f}",
+        )
+        for row in part["table"]
+        for key, unit in units.items()
+    ]
+    n = part["table"][0]["article"]["step_ms"]["n"]
+    heading = ("image, batch", "median (lowest–highest)", "article's way", "regbench", "ratio")
+    return f"n = {n} processes a side, alternating; {where(part)}.\n\n{table(heading, rows)}"
+
+
+def _comparison() -> str:
+    """The whole comparison beside the article's way."""
+    part = _part("comparison")
+    runs, article, ours = part["runs"], part["article_seconds_a_run"], part["regbench_seconds"]
+    rows = [
+        (
+            f"{runs} runs of {part['epochs']} epochs, from prepare to the table",
+            f"{runs} × {_spread(article, 0)} s",
+            f"{_spread(ours, 0)} s",
+            _spread(part["ratio"], 2),
+        )
+    ]
+    heading = ("what", "article's way", "regbench", "ratio")
+    note = (
+        f"n = {ours['n']}, alternating; {where(part)}. Of ours, {part['prepare_seconds_of_it']:.0f} s are prepare. "
+        f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
+        f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
+    )
+    return f"{table(heading, rows)}\n\n{note}"
+
+
+def _ablation() -> str:
+    """What each trick brings, by switching it off."""
+    part = _part("ablation")
+    rows = [
+        (name, f"{row['epoch_seconds']:+.1f}".replace("-", "−"), f"{row['first_step_seconds']:+.1f}".replace("-", "−"))
+        for name, row in part["without_percent"].items()
+        if name not in ("A", "A again")
+    ]
+    noise = part["noise_percent"]
+    note = (
+        f"{part['image_size']} px, batch {part['batch_size']}, epochs of {part['images']:,} images, n = {part['n']}, "
+        f"alternating; {where(part)}. Two measurements of the same code differed from their common median by up to "
+        f"{noise['epoch_seconds']} % of an epoch and {noise['first_step_seconds']} % of the first step."
+    )
+    return f"{note}\n\n{table(('switched off', 'epoch, % slower', 'first step, % slower'), rows)}"
+
+
+def _kinds() -> str:
+    """What a step of each kind costs."""
+    part = _part("kinds")
+    found = {name: row for name, row in part.items() if isinstance(row, dict) and "step" in row}
+    rows = [
+        (name, f"{row['strength']:g}", _spread(row["step"], 2))
+        for name, row in sorted(found.items(), key=lambda it: it[1]["step"]["median"])
+    ]
+    n = next(iter(found.values()))["step"]["n"]
+    return f"n = {n}, alternating; {where(part)}.\n\n{table(('kind', 'strength', 'step, times that of none'), rows)}"
+
+
+def _others() -> str:
+    """Single measurements, each with its machine."""
+    rows = []
+
+    def add(part: str, words: str, value: Callable[[dict], str], n: int = 1) -> None:
+        if part in _json(BENCHMARKS):
+            found = _part(part)
+            rows.append((words, value(found), n, where(found)))
+
+    add("prepare", "preparing all of CIFAR-10", lambda it: f"{_spread(it['from_tfds_seconds'], 1)} s", 3)
+    add("prepare", "the same with its download", lambda it: f"{it['download_included_seconds']:.0f} s")
+    add("all_of_cifar10", "an epoch of 50,000 images, 10,000 to validate", lambda it: f"{it['epoch_seconds']:.0f} s")
+    add("all_of_cifar10", "its peak of memory", lambda it: f"{it['peak_mb'] / 1000:.1f} GB")
+    add("pipeline", "the input pipeline alone", lambda it: f"{it['images_per_second']:,} images/s", 5)
+    add(
+        "larger_than_memory",
+        "an epoch of 40,000 images of 224 px, 5.8 GB, within 2 GB of memory",
+        lambda it: f"{it['seconds']:.0f} s",
+    )
+    return table(("what", "median", "n", "machine, date"), rows)
+
+
+def _agreement() -> str:
+    """How far two trainings part."""
+    part = _part("agreement")
+    far = part["relative_difference"]["500"]
+    return (
+        f"After 500 steps, its weights were {100 * far['regbench']:.1f} % of their norm away from the article's. The "
+        f"control, the article's network with one kernel moved, was {100 * far['control']:.1f} % away (n = 1; "
+        f"{where(part)})."
+    )
+
+
+def _as_measured(part: dict[str, Any]) -> str:
+    """A table that stands in JSON as it does in the page."""
+    return f"{part['note']}; {where(part)}.\n\n{table(tuple(part['heading']), part['rows'])}"
+
+
+def _catalogue() -> str:
+    """Each kind of regularizer: its name, its docstring, what it covers."""
+    sections = []
+    for kind in catalogue.kinds().values():
+        first, *paragraphs, facts = kind.docstring.split("\n\n")
+        items = [f"- {' '.join(item.split())}" for item in LABEL.split(facts) if item.strip()]
+        covers = f"Covers, unless a scope says otherwise: `{kind.scope}`" if kind.scope else f"Acts on {kind.acts_on}"
+        items.append(f"- {covers}.")
+        sections.append("\n\n".join([f"### {kind.name}", first, *paragraphs, "\n".join(items)]))
+    return "\n" + "\n\n".join(sections) + "\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": _results,
+    "article": _article,
+    "trainings": _trainings,
+    "comparison": _comparison,
+    "ablation": _ablation,
+    "kinds": _kinds,
+    "others": _others,
+    "agreement": _agreement,
+    "scale": lambda: _as_measured(_part("dvc_at_scale")),
+    "gpu": lambda: _as_measured(_part("gpu")),
+    "recipe": lambda: _as_measured(_of_machine(_json(RECIPE))),
+    "catalogue": _catalogue,
+}
+
+
+# Sources and words
+
+
+def _report() -> tuple[Report, dict[str, Any]]:
+    made = _json(MADE)
+    if made.get("report_md5") != _md5(results.PATH):
+        raise UserError(f"{MADE} is of another {results.PATH}; run `make docs`")
+    return results.read(), made
+
+
+def _part(name: str) -> dict[str, Any]:
+    return _of_machine(_json(BENCHMARKS)[name])
+
+
+def _of_machine(part: dict[str, Any]) -> dict[str, Any]:
+    return part | part["machine"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(tracked.text(tracked.read(path), path))
+    except ValueError as error:
+        raise tracked.damaged(path, error) from None
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(tracked.read(path), usedforsecurity=False).hexdigest()
+
+
+def table(heading: tuple[str, ...], rows: list[tuple]) -> str:
+    """A Markdown table."""
+    lines = [heading, ("---",) * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def where(made: dict[str, Any]) -> str:
+    """Machine, date and commit of a measurement."""
+    date = datetime.date.fromisoformat(made["date"])
+    commit = f", commit {made['commit']}" if made.get("commit") else ", version 0.1's code"
+    return f"{made['processor']}, {made['cores']} cores, {made.get('gpu') or 'no GPU'}; {date.day} {date:%B %Y}{commit}"
+
+
+def _seeds(report: Report) -> str:
+    return f"n = {len(report.seeds)} {'seed' if len(report.seeds) == 1 else 'seeds'}"
+
+
+def _with_strength(name: str, line: params.Regularizer) -> str:
+    """`l2, 0.001`; a combination is only named."""
+    return f"{name}, {line.terms[0].strength:g}" if [term.kind for term in line.terms] == [name] else name
+
+
+def _percent(estimate: Any) -> str:
+    ends = "" if estimate.low is None else f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{100 * estimate.value:.1f}{ends}"
+
+
+def _p(p: float) -> str:
+    return verdicts.p_value(p).removeprefix("= ")
+
+
+def _spread(values: dict[str, float], digits: int) -> str:
+    """A median, with lowest and highest where there are several."""
+    median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "low", "high"))
+    return median if values["n"] == 1 else f"{median} ({low}–{high})"

@@ -1,0 +1,347 @@
+"""What the user sees while runs train: a live table on a terminal, else a line an epoch with the time left.
+
+The numbers come from the lines that the stages print (`regbench.live`), so they are the same on this machine and on a
+cluster. Every other line is printed above the table.
+"""
+
+import contextlib
+import heapq
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol
+
+from regbench import live
+from regbench.live import Epoch, clock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDE = 100
+"""Columns of a terminal from which the table has one for the nodes of a cluster."""
+
+ONCE = re.compile(r"TensorFlow(:| can't use)")
+"""What each process says of its machine, and is shown once."""
+
+ENDED = ("done", "diverged", "failed")
+
+
+@dataclass
+class Run:
+    """A run on its way. Times are in seconds, of `Progress.now`.
+
+    Attributes:
+        key: such as `l2-0`.
+        epochs: how many it trains; 0: it is evaluated only.
+        state: waiting, starts, trains, evaluates, or how it ended; on a cluster what its node does.
+        node: where it is, on a cluster.
+        last: its last epoch.
+        diverged: whether its training ended before its time.
+        began, first, heard, ended: when it began, when its first and last epoch were heard of, when it ended.
+        seconds: of an epoch, with its validation.
+    """
+
+    key: str
+    epochs: int
+    state: str = "waiting"
+    node: str = ""
+    last: Epoch | None = None
+    diverged: bool = False
+    began: float | None = None
+    first: float | None = None
+    heard: float | None = None
+    ended: float = 0
+    seconds: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.state not in ("waiting", *ENDED)
+
+
+class Progress:
+    """How far all runs are, and how long they will take.
+
+    Args:
+        missing: {run: train or evaluate, whichever is next}.
+        epochs: of each run.
+        at_a_time: how many runs go at once.
+        now: a clock, in seconds.
+    """
+
+    def __init__(
+        self, missing: Mapping[str, str], epochs: int, at_a_time: int = 1, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.runs = {key: Run(key, epochs if stage == "train" else 0) for key, stage in missing.items()}
+        self.at_a_time, self.now = at_a_time, now
+        self.begun, self.lock = 0, threading.RLock()
+
+    def begin(self, key: str, node: str = "") -> int:
+        """Note that a run begins, or begins again; how many have begun so far."""
+        run = self.runs[key]
+        with self.lock:
+            self.begun += run.began is None
+            run.state, run.node, run.began, run.first, run.heard = "starts", node, self.now(), None, None
+            run.diverged = False
+            return self.begun
+
+    def hear(self, key: str, line: str) -> Epoch | None:
+        """Note what a line of a run says; the epoch, if it is of one."""
+        run, epoch, now = self.runs[key], live.parse(line), self.now()
+        with self.lock:
+            if run.state in ENDED:  # on a cluster a line may come late
+                return epoch
+            if epoch:
+                if epoch.epoch < epoch.epochs:
+                    run.seconds = epoch.left / (epoch.epochs - epoch.epoch)
+                elif run.seconds is None:
+                    run.seconds = now - run.began
+                run.first = now if run.first is None else run.first
+                run.last, run.heard, run.state = epoch, now, "trains"
+            elif live.says_diverged(line):
+                run.diverged, run.heard = True, now
+            elif f"Running stage 'evaluate@{key}'" in line:
+                run.state, run.heard = "evaluates", now if run.heard is None else run.heard
+        return epoch
+
+    def end(self, key: str, failed: bool) -> None:
+        """Note that a run has ended."""
+        run = self.runs[key]
+        with self.lock:
+            run.state = "failed" if failed else "diverged" if run.diverged else "done"
+            run.ended = self.now()
+
+    def note(self, key: str, state: str) -> None:
+        """Note what a run does."""
+        if self.runs[key].running:
+            self.runs[key].state = state
+
+    def lose(self, keys: Iterable[str]) -> None:
+        """Note that runs have lost their node, and wait for another."""
+        for key in keys:
+            self.runs[key].state = "waiting"
+
+    # How long it takes
+
+    def left(self, run: Run) -> float | None:
+        """Seconds until a run has ended, or None where no epoch has shown yet how long one takes."""
+        if run.state in ENDED:
+            return 0
+        tail, since = self._tail(), run.began if run.heard is None else run.heard
+        silent = 0 if since is None else self.now() - since
+        if not run.epochs:
+            return max(0, tail - silent) if run.running else tail
+        measured = [it.seconds for it in self.runs.values() if it.seconds is not None]
+        if run.seconds is None and not measured:
+            return None
+        seconds = fmean(measured) if run.seconds is None else run.seconds
+        if run.state == "waiting":
+            return self._start() + run.epochs * seconds + tail
+        if run.diverged or run.state == "evaluates":
+            return max(0, tail - silent)
+        if run.first is not None:
+            return max(0, (run.epochs - run.last.epoch) * seconds - silent) + tail
+        return max(0, self._start() + run.epochs * seconds - silent) + tail
+
+    def left_of_all(self) -> float | None:
+        """Seconds until all runs have ended, or None where that can't be said yet."""
+        with self.lock:
+            running = [self.left(run) for run in self.runs.values() if run.running]
+            waiting = [self.left(run) for run in self.runs.values() if run.state == "waiting"]
+        if None in running + waiting:
+            return None
+        free_after = sorted(running) or [0]
+        free_after += [0] * (self.at_a_time - len(free_after))
+        heapq.heapify(free_after)
+        for seconds in waiting:
+            heapq.heapreplace(free_after, free_after[0] + seconds)
+        return max(free_after)
+
+    def _start(self) -> float:
+        """Seconds from a run's begin to that of its first epoch, as measured so far."""
+        return self._mean(lambda run: None if run.first is None else run.first - run.began - (run.seconds or 0))
+
+    def _tail(self) -> float:
+        """Seconds from a run's last epoch to its end, as measured so far."""
+        return self._mean(lambda run: run.ended - run.heard if run.state == "done" and run.heard is not None else None)
+
+    def _mean(self, measure: Callable[[Run], float | None]) -> float:
+        found = [seconds for run in self.runs.values() if (seconds := measure(run)) is not None]
+        return max(0, fmean(found)) if found else 0
+
+    # In words
+
+    def counts(self) -> str:
+        """How many runs are done, run, wait and failed, and the time left."""
+        states = Counter(
+            "running" if run.running else "done" if run.state == "diverged" else run.state for run in self.runs.values()
+        )
+        words = [f"{states['done']} of {len(self.runs)} runs done"]
+        words += [f"{states[state]} {state}" for state in ("failed", "running", "waiting") if states[state]]
+        left = self.left_of_all()
+        return ", ".join(words) + (f"; about {clock(left)} left" if left else "")
+
+    def table(self, width: int = 80, height: int = 24) -> "Table":
+        """All runs, or as many as fit into a terminal: those that run first, then those that ended, then others."""
+        from rich import box
+        from rich.table import Table
+
+        nodes = width >= WIDE and any(run.node for run in self.runs.values())
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+        table.add_column("run", no_wrap=True, width=min(40, max(14, width - 65 - 20 * nodes)))
+        table.add_column("state", no_wrap=True, width=10)
+        if nodes:
+            table.add_column("node", no_wrap=True, width=19)
+        for heading, columns in COLUMNS.items():
+            table.add_column(heading, justify="right", no_wrap=True, width=columns)
+        shown = self._fitting(height - 6)
+        with self.lock:
+            for run in shown:
+                state = f"[red]{run.state}[/]" if run.state in ("failed", "diverged") else run.state
+                style = None if run.running else "dim"
+                table.add_row(run.key, state, *([run.node] if nodes else []), *self._cells(run), style=style)
+        hidden = len(self.runs) - len(shown)
+        table.caption = self.counts() + (f" ({hidden} runs are not shown)" if hidden else "")
+        table.caption_justify, table.caption_style = "left", ""
+        return table
+
+    def _fitting(self, rows: int) -> list[Run]:
+        def last_to_show(run: Run) -> tuple:
+            return (run.state == "waiting", not run.running, -run.ended)
+
+        kept = sorted(self.runs.values(), key=last_to_show)[: max(1, rows)]
+        return [run for run in self.runs.values() if run in kept]
+
+    def _cells(self, run: Run) -> tuple[str, ...]:
+        left = self.left(run) if run.running else None
+        time_left = "" if left is None else clock(left)
+        it = run.last
+        if it is None:
+            epoch = f"0/{run.epochs}" if run.running and run.epochs else ""
+            return (epoch, "", "", "", "", time_left)
+        return (
+            f"{it.epoch}/{it.epochs}",
+            _short(it.cross_entropy),
+            _short(it.reg_loss),
+            f"{100 * it.val_accuracy:.1f}",
+            f"{it.images_per_second:,.0f}",
+            time_left,
+        )
+
+
+COLUMNS = {"epoch": 9, "cross-\nentropy": 8, "reg\nloss": 8, "val.\nacc. %": 6, "images/s": 8, "left": 8}
+"""Heading and width of what the table says of an epoch."""
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+# On the screen
+
+
+class Screen(Protocol):
+    """Where the runs are shown."""
+
+    def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
+        """A run begins; on a cluster on a node."""
+
+    def line(self, key: str, text: str) -> None:
+        """A run, or its DVC, has printed a line."""
+
+    def end(self, key: str, failed: bool, words: str = "") -> None:
+        """A run has ended; `words` say so, where more is known than its state."""
+
+
+class Lines:
+    """A line for all that happens: for logs and pipes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.said = progress, set()
+        self.several = progress.at_a_time > 1
+
+    def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
+        """Say which of all runs begins."""
+        number = f"run {self.progress.begin(key, node)} of {len(self.progress.runs)}"
+        if node:
+            self.say(f"{key} running on {node}, attempt {attempt}: {number} ({self.progress.counts()})")
+        else:
+            self.say(f"{key}: {number}")
+
+    def line(self, key: str, text: str) -> None:
+        """Print it, behind the name of its run; that of an epoch says how long all runs take."""
+        if self.progress.hear(key, text) and (left := self.progress.left_of_all()) is not None:
+            text += f", {clock(left)} of all"
+        if ONCE.match(text):
+            if text in self.said:
+                return
+            self.said.add(text)
+        named = not self.several or re.match(rf"{re.escape(key)}\b", text)
+        self.say(text if named else f"{key}: {text}")
+
+    def end(self, key: str, failed: bool, words: str = "") -> None:
+        """Say how many have ended."""
+        self.progress.end(key, failed)
+        self.say(f"{words or f'{key}: {self.progress.runs[key].state}'} ({self.progress.counts()})")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        sys.stdout.write(f"{text}\n")  # at once, or lines of several threads would mix
+        sys.stdout.flush()
+
+
+class LiveTable(Lines):
+    """A table that is drawn anew, and above it whatever is not in the table."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(progress)
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, get_renderable=self._table, refresh_per_second=2)
+
+    def _table(self) -> "Table":
+        return self.progress.table(self.console.width, self.console.height)
+
+    def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
+        """Note it; the table says so, and in a narrow terminal a line on which node."""
+        if node and self.console.width < WIDE:
+            super().begin(key, node, attempt)
+        else:
+            self.progress.begin(key, node)
+
+    def line(self, key: str, text: str) -> None:
+        """Print it above the table, unless it is of an epoch."""
+        if live.parse(text):
+            self.progress.hear(key, text)
+        else:
+            super().line(key, text)
+
+    def end(self, key: str, failed: bool, words: str = "") -> None:
+        """Note it; the table says so."""
+        self.progress.end(key, failed)
+
+    def say(self, text: str) -> None:
+        """Print a line above the table."""
+        from rich.text import Text
+
+        self.console.print(Text.from_ansi(text), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def shown(progress: Progress) -> Iterator[Screen]:
+    """Show runs until the block is left: a live table on a terminal, else lines. What was shown stays."""
+    from rich.console import Console
+
+    if sys.stdout.isatty() and not Console().is_dumb_terminal:
+        table = LiveTable(progress)
+        with table.live:
+            yield table
+    else:
+        yield Lines(progress)

@@ -1,0 +1,203 @@
+"""What is searched: a line under `reg`, one or two of whose strengths are open, and the strengths to choose from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from regbench import catalogue
+from regbench.errors import UserError
+from regbench.params import NAME, Params
+from regbench.search.planner import Point
+
+MANTISSAS = {1: (1,), 2: (1, 3), 3: (1, 2, 5)}
+"""{strengths a decade: their first digits}"""
+
+LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An open strength.
+
+    Attributes:
+        kind: of regularizer.
+        strengths: from weak to strong.
+    """
+
+    kind: str
+    strengths: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line under `reg` with open strengths.
+
+    Attributes:
+        key: its name.
+        axes: its open strengths.
+        others: {kind: strength} of those that stay, with `scope`, if there is one.
+    """
+
+    key: str
+    axes: tuple[Axis, ...]
+    others: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many strengths each axis has."""
+        return tuple(len(axis.strengths) for axis in self.axes)
+
+    def strengths(self, point: Point) -> dict[str, float]:
+        """{kind: strength} of the axes at a point."""
+        return {axis.kind: axis.strengths[place] for axis, place in zip(self.axes, point, strict=True)}
+
+    def value(self, point: Point) -> float | dict[str, Any]:
+        """What stands behind the key in params.yaml: a number where key and kind are the same."""
+        if [axis.kind for axis in self.axes] == [self.key] and not self.others:
+            return self.strengths(point)[self.key]
+        return self.strengths(point) | dict(self.others)
+
+    def spelled_out(self, point: Point) -> dict[str, Any]:
+        """The same as a mapping, for a line under another name."""
+        return self.strengths(point) | dict(self.others)
+
+    def text(self, point: Point) -> str:
+        """The whole line, to paste."""
+        return f"{self.key}: {yaml_text(self.value(point))}"
+
+    def name(self, point: Point) -> str:
+        """The name of the line under which a point is trained: `l2_1e_4`."""
+        return "_".join([self.key, *(number(it).replace("-", "_").replace(".", "_") for it in self._places(point))])
+
+    def label(self, point: Point) -> str:
+        """What a point is called in sentences: `1e-4`; of two axes `l1 1e-5, l2 1e-4`."""
+        if len(self.axes) == 1:
+            return number(*self._places(point))
+        return ", ".join(f"{kind} {number(strength)}" for kind, strength in self.strengths(point).items())
+
+    def _places(self, point: Point) -> list[float]:
+        return [*self.strengths(point).values()]
+
+
+def number(strength: float) -> str:
+    """A strength as people write it: `1e-4`, `3e-3`, `0.1`, `2`. YAML reads it as the same number."""
+    exact = Decimal(repr(strength)).normalize()
+    return f"{exact:f}" if 0.1 <= strength <= 1000 else f"{exact:e}"
+
+
+def yaml_text(value: Any) -> str:
+    """A line's value in YAML's flow style."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {yaml_text(inner)}' for key, inner in value.items())}}}"
+    return number(value) if isinstance(value, float) and value else str(value)
+
+
+def strengths(low: float, high: float, per_decade: int) -> tuple[float, ...]:
+    """Strengths from `low` to `high`, both among them: 1e-5, 3e-5, 1e-4, … with two a decade.
+
+    Raises:
+        UserError: there is no room for two.
+    """
+    if not 0 < low < high <= 1000:
+        raise UserError(f"--from {low:g} --to {high:g} is not allowed; they should be above 0, at most 1000, and grow")
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    nice = (float(f"{digit}e{exponent}") for exponent in exponents for digit in MANTISSAS[per_decade])
+    # One that is hardly another than an end would be trained for nothing.
+    return (low, *(it for it in nice if 1.2 * low < it < high / 1.2), high)
+
+
+def lines(
+    settings: Params, targets: Sequence[str], over: str | None, ends: Sequence[tuple[float, float]], per_decade: int
+) -> tuple[Line, ...]:
+    """The lines that a command names, each with its strengths.
+
+    Args:
+        settings: of params.yaml.
+        targets, over: as for `parse`; `over` joins the only target.
+        ends: the weakest and the strongest strength, once for all or once for each of targets and `over`.
+        per_decade: strengths in each.
+
+    Raises:
+        UserError: something of it is wrong.
+    """
+    axes = len(targets) + (over is not None)
+    if len(ends) not in (1, axes):
+        raise UserError(f"--from and --to should be there once, or once for each of {axes}, in their order")
+    if over is not None and len(targets) > 1:
+        raise UserError("--over joins one line; search the others by a command of their own")
+    ranges = [strengths(*it, per_decade) for it in ends] * (axes if len(ends) == 1 else 1)
+    if over is not None:
+        return (parse(settings, targets[0], over, ranges),)
+    found = tuple(parse(settings, target, None, [range_]) for target, range_ in zip(targets, ranges, strict=True))
+    if len({it.key for it in found}) < len(found):
+        raise UserError("each line can be searched once in a command")
+    return found
+
+
+def parse(settings: Params, target: str, over: str | None, ranges: Sequence[tuple[float, ...]]) -> Line:
+    """The line that a command names.
+
+    Args:
+        settings: of params.yaml.
+        target: a key under `reg`, KEY.KIND of a line with several kinds, or a kind; `reg.` may stand before it.
+        over: a second one on the same line, as KEY.KIND or as a kind that joins the line; None: one axis.
+        ranges: the strengths of each axis.
+
+    Raises:
+        UserError: there is no such line or kind.
+    """
+    key, kind = _split(settings, target)
+    given = _given(settings, key)
+    kinds = [kind]
+    if over is not None:
+        other_key, other = _split(settings, over)
+        joins = "." not in over.removeprefix("reg.") and other_key == other
+        if other_key != key and not joins:
+            raise UserError(f"--over {over}: {other_key} is another line than {key}; both should be of one line")
+        if other == kind:
+            raise UserError(f"--over {over}: this is {target} itself; name another kind")
+        if other not in given:
+            key = f"{key}_{other}"
+        kinds.append(other)
+    others = tuple((name, value) for name, value in given.items() if name not in kinds)
+    axes = tuple(Axis(kind, strengths) for kind, strengths in zip(kinds, ranges, strict=True))
+    line = Line(key, axes, others)
+    if not NAME.fullmatch(key) or len(line.name(tuple(size - 1 for size in line.shape))) > LONGEST_NAME - 4:
+        raise UserError(f"{key}: the names of its strengths would be too long; give the line a shorter name under reg")
+    return line
+
+
+def _given(settings: Params, key: str) -> dict[str, Any]:
+    """{kind: strength} of the line as it is, with its scope where that is another than the kinds' own."""
+    if key not in settings.reg:
+        return {}
+    terms = settings.reg[key].terms
+    found: dict[str, Any] = {term.kind: term.strength for term in terms}
+    if any(term.scope != catalogue.kinds()[term.kind].scope for term in terms):
+        found["scope"] = terms[0].scope
+    return found
+
+
+def _split(settings: Params, target: str) -> tuple[str, str]:
+    """(key, kind) of what a command names."""
+    key, _, kind = target.removeprefix("reg.").partition(".")
+    if key not in settings.reg and not kind:
+        if key not in catalogue.kinds():
+            raise UserError(
+                f"{target} is neither a key under reg: in params.yaml ({', '.join(settings.reg)}) nor a kind of "
+                f"regularizer ({', '.join(catalogue.kinds())})"
+            )
+        return key, key
+    if key not in settings.reg:
+        raise UserError(f"{key} is not a key under reg: in params.yaml ({', '.join(settings.reg)})")
+    found = [term.kind for term in settings.reg[key].terms]
+    if not found:
+        raise UserError(f"{key} is no regularizer, so it has no strength to search")
+    if not kind and len(found) > 1:
+        options = " or ".join(f"{key}.{it}" for it in found)
+        raise UserError(f"{key} has {len(found)} kinds; name one, {options}, and the other with --over")
+    if kind and kind not in found:
+        raise UserError(f"{key} has no kind {kind}; it has {', '.join(found)}")
+    return key, kind or found[0]

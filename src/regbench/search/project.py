@@ -1,0 +1,127 @@
+"""A copy of the project in which a search trains: the user's own params.yaml, report and results stay as they are.
+
+It is a clone in `.regbench/search/` with the workspace's uncommitted changes. It has DVC's cache in common with the
+project, so nothing is trained twice, and its own checkpoints, so a search that was killed continues after the last
+epoch. What it saves as an experiment is brought into the project's Git repository.
+"""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from regbench import params
+from regbench.errors import UserError
+from regbench.review import git, parameters
+from regbench.runner import local, store
+
+FOLDER = Path(".regbench/search")
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the copy; a `UserError` where another search does."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another search is at work in this project; wait for it, or end it") from None
+        yield
+
+
+def copy(dataset: str) -> Path:
+    """Make the copy, or bring it up to date; its folder.
+
+    Args:
+        dataset: `data.dataset`; a folder of images with a relative path is linked to, not copied.
+    """
+    git.require_commit()
+    below = Path(git.output("rev-parse", "--show-prefix").strip())
+    clone = (FOLDER / "clone").resolve()
+    commit = git.commit("HEAD")
+    if not (clone / ".git").is_dir():
+        shutil.rmtree(clone, ignore_errors=True)
+        git.output("clone", "--quiet", "--no-checkout", git.output("rev-parse", "--show-toplevel").strip(), str(clone))
+    identity = {name: git.output("config", "--default", "", name).strip() for name in ("user.name", "user.email")}
+    changed = _listed("diff", "--name-only", "--relative", "-z", "HEAD")
+    new = _listed("ls-files", "--others", "--exclude-standard", "-z")
+    project, here = clone / below, Path.cwd()
+    with contextlib.chdir(clone):
+        git.output("fetch", "--quiet", "origin", "HEAD")
+        # Not what Git ignores: images, runs and checkpoints stay.
+        git.output("clean", "--quiet", "--force", "-d")
+        git.output("checkout", "--quiet", "--force", "--detach", commit)
+        for name, value in identity.items():
+            if value:
+                git.output("config", name, value)
+    images = Path(dataset).expanduser()
+    for path in changed + [path for path in new if not path.is_relative_to(images)]:
+        (project / path).unlink(missing_ok=True)
+        if path.is_file():
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, project / path)
+    if images.is_dir() and not images.is_absolute():
+        _link(project / images, images.resolve(), here)
+    _configure(here / ".dvc", project / ".dvc")
+    return project
+
+
+def write_params(text: str) -> params.Params:
+    """Set params.yaml of the copy, the working directory, and remove runs that it does not name; they are cached."""
+    parameters.PATH.write_text(text, encoding="utf-8")
+    settings = params.load()
+    named = {run.key for run in settings.runs}
+    for folder in Path("runs").glob("*"):
+        if folder.name not in named:
+            shutil.rmtree(folder)
+    return settings
+
+
+def save_experiment(name: str, home: Path) -> None:
+    """Save the state of the copy, the working directory, as an experiment, and bring it into the user's repository."""
+    local.dvc("exp", "save", "--force", "--name", name)
+    reference = _reference(name, git.commit("HEAD"))
+    clone = git.output("rev-parse", "--show-toplevel").strip()
+    with contextlib.chdir(home):
+        git.output("fetch", "--quiet", "--force", "--no-write-fetch-head", clone, f"{reference}:{reference}")
+
+
+def is_saved(name: str, text: str) -> bool:
+    """Whether the last commit of the user's repository, the working directory, has an experiment with these params."""
+    return git.blob(_reference(name, git.commit("HEAD")), parameters.PATH) == text.encode()
+
+
+def _reference(name: str, commit: str) -> str:
+    """Where DVC keeps an experiment."""
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+
+
+def _listed(*command: str) -> list[Path]:
+    return [Path(name) for name in git.output(*command).split("\0") if name and Path(name) != parameters.PATH]
+
+
+def _link(place: Path, images: Path, home: Path) -> None:
+    """Let a relative path lead to the images from within the copy too."""
+    place = Path(shutil.os.path.normpath(place))
+    if place.exists():
+        return
+    if not place.is_relative_to((home / FOLDER).resolve()):
+        raise UserError(f"data.dataset: give {images} as an absolute path, so that the search's copy finds it")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(images)
+
+
+def _configure(home: Path, copied: Path) -> None:
+    """Give the copy DVC's cache and remote stores of the project; relative paths would lead elsewhere."""
+    from dvc.config import Config, merge
+
+    cache, _ = store.facts()
+    of_project = Config(str(home))
+    (copied / "config.local").unlink(missing_ok=True)
+    (copied / "config.local").touch(mode=0o600)
+    with Config(str(copied)).edit("local") as config:
+        for level in ("repo", "local"):
+            merge(config, of_project.load_one(level))
+        merge(config, {"cache": {"dir": str(cache)}})

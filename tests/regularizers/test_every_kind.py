@@ -1,0 +1,122 @@
+"""Each kind in the catalogue: strength 0 is no regularizer; the same bits on one thread and two, killed or not.
+
+Two processes train each kind once: one on two threads; one on one thread, killed in the midst of an epoch and resumed.
+Both must give the same files.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from scratch import ROOT, TINIEST, tiny_params
+
+from regbench import catalogue, params, plan
+from regbench.data import prepare
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import hashlib, json, sys
+from pathlib import Path
+threads, killed = int(sys.argv[1]), sys.argv[2] == "killed"
+from regbench import plan, runtime
+runtime.start(threads=threads)
+import keras
+import residual  # a network that is found by its name
+from regbench.training import checkpoint, fit, history
+
+class KilledError(Exception): pass
+save, history.SAVE_SECONDS = checkpoint.Checkpoint.save, 0  # after each step
+
+def save_and_die(self, rows, step=0):
+    save(self, rows, step)
+    if step == 2:
+        raise KilledError
+
+found = {}
+for path in sorted(Path("plans").glob("*/train.json")):
+    chosen = plan.read(path)
+    chosen["model"] = chosen["model"].model_copy(update={"network": "residual"})
+    out = Path(sys.argv[2]) / chosen["run"]
+    for saving in (save_and_die, save) if killed else (save,):
+        checkpoint.Checkpoint.save = saving
+        keras.backend.clear_session()
+        try:
+            fit.train(chosen, out=out)
+        except KilledError:
+            pass
+    content = [(out / "model.keras").read_bytes(), (out / "history.csv").read_bytes()]
+    # Without its name, in which runs differ.
+    content.append(b"".join(weight.tobytes() for weight in keras.saving.load_model(out / "model.keras").get_weights()))
+    found[chosen["name"]] = [hashlib.sha256(part).hexdigest() for part in content]
+print("found", json.dumps(found))
+"""
+"""Trains every plan in plans/ and prints {name: [SHA-256 of model.keras, of history.csv, of the weights alone]}."""
+
+
+def usual_strength(kind):
+    """The lowest strength that the kind's docstring calls usual."""
+    return float(re.search(r"Usual strengths: (?:as \w+, )?([\d.e-]+)", kind.docstring)[1])
+
+
+def zeros():
+    """All kinds at strength 0, in as few lines as they go together."""
+    lines = []
+    for kind in catalogue.kinds().values():
+        for line in lines:
+            if not any(other in kind.excludes or kind.name in catalogue.kinds()[other].excludes for other in line):
+                line[kind.name] = 0
+                break
+        else:
+            lines.append({kind.name: 0})
+    return {f"zero{index}": line for index, line in enumerate(lines)}
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """{"whole" or "killed": what `SCRIPT` found}."""
+    folder = tmp_path_factory.mktemp("kinds")
+    settings = tiny_params(
+        image_folder,
+        **TINIEST,
+        **{"train.epochs": 2, "train.batch_size": 16, "train.momentum": 0.9, "train.batch_norm_images": 0},
+    )
+    settings["reg"] = {"none": 0} | zeros() | {name: usual_strength(kind) for name, kind in catalogue.kinds().items()}
+    loaded = params.parse(yaml.safe_dump(settings))
+    prepare.prepare(loaded.data, folder / "prepared")
+    plan.write(loaded, folder / "plans")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
+    started = {}
+    for how, threads in (("whole", "2"), ("killed", "1")):
+        (folder / how).mkdir()  # checkpoints lie in the working directory
+        for shared in ("prepared", "plans"):
+            (folder / how / shared).symlink_to(folder / shared)
+        command, log = [sys.executable, "-c", SCRIPT, threads, how], folder / f"{how}.log"
+        with open(log, "w") as output:
+            started[how] = subprocess.Popen(command, cwd=folder / how, env=environment, stdout=output, stderr=output)
+    return {how: result(process, folder / f"{how}.log") for how, process in started.items()}
+
+
+def result(process, log):
+    assert process.wait() == 0, log.read_text()
+    return json.loads(log.read_text().rpartition("found ")[2])
+
+
+@pytest.mark.parametrize("kind", ["none", *catalogue.kinds()])
+def test_the_same_bits_on_one_thread_and_two_killed_or_not(trained, kind):
+    assert trained["whole"][kind] == trained["killed"][kind]
+
+
+@pytest.mark.parametrize("kind", catalogue.kinds())
+def test_strength_zero_is_no_regularizer(trained, kind):
+    line = next(name for name, line in zeros().items() if kind in line)
+    assert trained["whole"][line][1:] == trained["whole"]["none"][1:]
+
+
+@pytest.mark.parametrize("kind", sorted(set(catalogue.kinds()) - {"early_stopping"}))
+def test_the_usual_strength_does_something(trained, kind):
+    assert trained["whole"][kind][2] != trained["whole"]["none"][2]

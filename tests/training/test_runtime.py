@@ -1,0 +1,29 @@
+"""How TensorFlow starts: what it says of a GPU that it can't use, and nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+from scratch import ROOT, Repository
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_gpu_that_can_not_be_used_is_told_unless_it_is_hidden(tmp_path, hidden):
+    """Here the GPU is pretended: all that is there is its driver's program."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = Repository(ROOT).environment()
+    environment |= {"PATH": f"{tmp_path}:{environment['PATH']}"} | ({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
+    code = "from regbench import runtime; tf = runtime.start(); print(len(tf.config.list_physical_devices('GPU')))"
+    done = subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True, check=True)
+    if done.stdout.strip() != "0":
+        pytest.skip("this machine has a GPU that TensorFlow can use")
+    lines = done.stderr.splitlines()
+    if hidden:
+        assert lines == []
+    else:
+        assert lines[-1] == "TensorFlow can't use the GPU of this machine. The run goes on without it (docs/gpu.md)"
+        assert len(lines) > 1 and all(line.startswith("TensorFlow: ") for line in lines[:-1])
+        assert "cuda drivers" in done.stderr and "oneDNN" not in done.stderr and "rebuild" not in done.stderr
