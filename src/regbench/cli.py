@@ -67,12 +67,13 @@ def search(arguments: argparse.Namespace) -> None:
     from regbench.search import line, search
 
     settings = params.load()
+    text = Path("params.yaml").read_text(encoding="utf-8")
     ends = [*zip(arguments.lowest, arguments.highest, strict=False)]
     if len(arguments.lowest) != len(arguments.highest):
         raise UserError("--from and --to should be there equally often")
     lines = line.lines(settings, arguments.target, arguments.over, ends, arguments.per_decade)
     search.run(
-        search.Search(lines, settings, search.seeds_of(settings, arguments.seeds), Path.cwd()),
+        search.Search(lines, text, search.seeds_of(settings, arguments.seeds), Path.cwd()),
         search.Place(arguments.jobs, arguments.cluster),
         shlex.join(["regbench", *arguments.given]),
         arguments.apply,

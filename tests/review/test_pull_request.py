@@ -71,6 +71,34 @@ def test_regularizers_change_come_and_go(repository, tmp_path):
     assert "![plots/reg_loss.png](https://a.org/raw/plots/reg_loss.png)" in output
 
 
+def test_any_two_revisions(repository):
+    """Here a commit, a branch, and what DVC saves as an experiment."""
+    repository.replace("params.yaml", "l2: 0.001", "l1: 0.01\n  l2: 0.5")
+    repository.make(test=lambda place, seed: (200, 320, 150)[place])
+    repository.dvc("exp", "save", "--name", "randy-hunk")
+    text = pull_request.between("main", "randy-hunk")
+    assert re.match(r"## regbench: main \([0-9a-f]{7}\) → randy-hunk \([0-9a-f]{7}\)\n", text)
+    assert "l1: new, better than none (+30.0 points [" in verdict(text)
+    assert section(text, "Parameters").splitlines()[2:] == [
+        "| reg.l1 | – | `0.01` |",
+        "| reg.l2 | `0.001` | `0.5` |",
+    ]
+    assert "Not current" not in text and "plots/accuracy.png" in section(text, "Figures that changed")
+    back = pull_request.between("randy-hunk", "main")
+    assert "l1: gone" in verdict(back) and "With this seed l2 is better than before" in verdict(back)
+    # Without a second one, the workspace: what was saved lies here, not committed.
+    here = pull_request.between("randy-hunk")
+    assert verdict(here) == "The results are not current. No parameter and no result changed."
+    assert "not committed: params.yaml" in here
+    output = repository.regbench("compare", "main", "nowhere", check=False)
+    assert "error: there is no commit and no experiment nowhere here" in output
+    repository.run("git", "reset", "-q", "--hard")
+    (repository.folder / "report.json").unlink()
+    repository.commit("no report")
+    with pytest.raises(UserError, match=r"there is no report.json of [0-9a-f]{7}"):
+        pull_request.between("main", "HEAD")
+
+
 def test_other_images(repository):
     repository.make("other images", largest=100, test=lambda place, seed: 300)
     text = pull_request.report("main")

@@ -12,7 +12,7 @@ import pytest
 import scratch
 from scratch import stages_run
 
-from regbench import params
+from regbench import cli, params
 from regbench.errors import UserError
 from regbench.search import search
 from regbench.search.line import Axis, Line
@@ -84,18 +84,22 @@ def test_killed_continued_and_applied(repository):
 
     # The rounds are ordinary experiments, and what they trained is known under the line's own name.
     listed = repository.dvc("exp", "list", "--name-only").split()
-    assert listed == ["main:", "search-l2-1", "search-l2-2", "search-l2-3"]
+    assert listed == ["search-l2-1", "search-l2-2", "search-l2-3"]
     shown = json.loads(repository.dvc("exp", "show", "--json"))
     assert "search-l2-3" in json.dumps(shown) and "l2_1e_3" in json.dumps(shown)
     for strength in ("0.001", "0.01"):
         output = repository.dvc("exp", "run", "-S", f"reg.l2={strength}", "-S", "seeds=[0,1]")
         assert set(stages_run(output)) <= {"plan", "report"}
     assert "[0, 1]" in repository.regbench("compare", "main", "search-l2-3")
+    repository.run("git", "checkout", "--quiet", ".")
+    repository.dvc("exp", "apply", "search-l2-2")
+    assert "l2_1e_3: {l2: 1e-3}" in repository.read("params.yaml")
+    assert "up to date" in repository.dvc("repro")
 
 
 def test_the_planner_is_told_what_is_known_and_no_more():
-    settings = params.load(scratch.ROOT / "params.yaml")
-    wanted = search.Search((LINE,), settings, (0, 1), scratch.ROOT)
+    text = (scratch.ROOT / "params.yaml").read_text()
+    wanted = search.Search((LINE,), text, (0, 1), scratch.ROOT)
     known = search.Known()
     assert [it.points for it in wanted.rounds(LINE, known)] == [((1,),)]
     known.right["l2_1e_2", 0] = np.array([True, False])
@@ -114,6 +118,36 @@ def test_the_planner_is_told_what_is_known_and_no_more():
 def test_seeds_are_those_of_params_first(seeds, count, expected):
     settings = params.load(scratch.ROOT / "params.yaml").model_copy(update={"seeds": seeds})
     assert search.seeds_of(settings, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("l2 --from 1e-6 --to 1e-2", [("l2", [("l2", 1e-6, 1e-2)])]),
+        ("l1 l2 --from 1e-6 --to 1e-2", [("l1", [("l1", 1e-6, 1e-2)]), ("l2", [("l2", 1e-6, 1e-2)])]),
+        ("l1 l2 --from 1e-6 --to 1e-3 --from 1 --to 2", [("l1", [("l1", 1e-6, 1e-3)]), ("l2", [("l2", 1, 2)])]),
+        (
+            "l2 --over l1 --from 1e-5 --from 1e-6 --to 1e-2 --to 1e-4",
+            [("l2_l1", [("l2", 1e-5, 1e-2), ("l1", 1e-6, 1e-4)])],
+        ),
+        (
+            "elastic.l2 --over elastic.l1 --from 1e-6 --to 1e-3",
+            [("elastic", [("l2", 1e-6, 1e-3), ("l1", 1e-6, 1e-3)])],
+        ),
+    ],
+)
+def test_what_commands_search(command, lines, monkeypatch, tmp_path):
+    text = (scratch.ROOT / "params.yaml").read_text()
+    text = text.replace("\n  l2: 0.001\n", "\n  l2: 0.001\n  elastic: {l1: 1e-5, l2: 1e-4}\n")
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(search, "run", lambda *arguments: asked.append(arguments))
+    cli.main(["search", *command.split(), "--jobs", "3"])
+    ((wanted, place, typed, apply),) = asked
+    found = [(it.key, [(axis.kind, axis.strengths[0], axis.strengths[-1]) for axis in it.axes]) for it in wanted.lines]
+    assert (found, place.jobs, apply) == (lines, 3, False)
+    assert typed == f"regbench search {command} --jobs 3"
 
 
 def test_messages_name_the_command(capsys):
@@ -140,14 +174,13 @@ def test_messages_name_the_command(capsys):
         (["l2", "--from", "1", "--to", "2", "--seeds", "1"], "'1' is not allowed; it should be a whole number from 2"),
         (["l2", "--from", "2", "--to", "1"], "--from 2 --to 1 is not allowed"),
         (["l2", "l1", "weight_decay", "--from", "1", "--from", "2", "--to", "3", "--to", "4"], "once for each of 3"),
+        (["l2", "--from", "1", "--from", "2", "--to", "3"], "should be there equally often"),
         (["l2", "l1", "--over", "orthogonal", "--from", "1", "--to", "2"], "--over joins one line"),
         (["l2", "reg.l2", "--from", "1e-3", "--to", "1e-2"], "each line can be searched once"),
         (["l22", "--from", "1e-3", "--to", "1e-2"], "l22 is neither a key under reg"),
     ],
 )
 def test_wrong_commands(arguments, said, monkeypatch, capsys):
-    from regbench import cli
-
     monkeypatch.chdir(scratch.ROOT)
     with pytest.raises(SystemExit) as ended:
         cli.main(["search", *arguments])

@@ -9,14 +9,15 @@ import dataclasses
 import io
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from regbench import files
+from regbench import files, params
 from regbench.errors import UserError
 from regbench.params import Params
 from regbench.report import runs
@@ -89,15 +90,20 @@ class Search:
 
     Attributes:
         lines: each by itself, side by side.
-        settings: of params.yaml as it is.
+        text: params.yaml as it was when the search began.
         seeds: in the order in which they are trained.
         home: the user's project.
     """
 
     lines: tuple[Line, ...]
-    settings: Params
+    text: str
     seeds: tuple[int, ...]
     home: Path
+
+    @cached_property
+    def settings(self) -> Params:
+        """What `text` says."""
+        return params.parse(self.text)
 
     @property
     def name(self) -> str:
@@ -120,12 +126,11 @@ class Search:
 
     def params(self, points: Sequence[tuple[Line, Point]], seeds: Sequence[int]) -> str:
         """params.yaml with a line for each point, and the baseline."""
-        text = (self.home / parameters.PATH).read_text(encoding="utf-8")
         reg: dict[str, Any] = {}
         if self.baseline is not None:
-            reg[self.baseline] = edit.raw_lines(text)[self.baseline]
+            reg[self.baseline] = edit.raw_lines(self.text)[self.baseline]
         reg |= {line.name(point): line.spelled_out(point) for line, point in points}
-        return edit.with_sections(text, reg, seeds)
+        return edit.with_sections(self.text, reg, seeds)
 
 
 def run(search: Search, place: Place, command: str, apply: bool) -> None:
@@ -340,13 +345,13 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 class _Renamed(io.TextIOBase):
-    """A stream in which one piece of text stands for another."""
+    """A stream whose text is passed through a function."""
 
-    def __init__(self, stream: TextIO, old: str, new: str):
-        self.stream, self.old, self.new = stream, old, new
+    def __init__(self, stream: TextIO, rename: Callable[[str], str]):
+        self.stream, self.rename = stream, rename
 
     def write(self, text: str) -> int:
-        self.stream.write(text.replace(self.old, self.new))
+        self.stream.write(self.rename(text))
         return len(text)
 
     def flush(self) -> None:
@@ -356,14 +361,17 @@ class _Renamed(io.TextIOBase):
 @contextlib.contextmanager
 def said_as(command: str) -> Iterator[None]:
     """Let messages of the runner name this command where they say that `make repro` goes on."""
-    theirs, ours = "`make repro`", f"`{command}`"
+
+    def rename(text: str) -> str:
+        return text.replace("`make repro`", f"`{command}`").replace("`make repro JOBS=1`", "`--jobs 1`")
+
     try:
-        with contextlib.redirect_stderr(_Renamed(sys.stderr, theirs, ours)):
+        with contextlib.redirect_stderr(_Renamed(sys.stderr, rename)):
             yield
     except UserError as error:
-        raise UserError(str(error).replace(theirs, ours)) from None
+        raise UserError(rename(str(error))) from None
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what was trained is kept. {ours} goes on from here", file=sys.stderr)
+        print(f"\ninterrupted; what was trained is kept. `{command}` goes on from here", file=sys.stderr)
         sys.exit(130)
     except SystemExit as ended:
-        sys.exit(ended.code.replace(theirs, ours) if isinstance(ended.code, str) else ended.code)
+        sys.exit(rename(ended.code) if isinstance(ended.code, str) else ended.code)
