@@ -216,7 +216,7 @@ def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missin
         _say("No node of the cluster has as many; waiting for one that has. cluster: in params.yaml says how many")
     shared = ray.put(project)
     waiting = {task.remote(shared, board, run, stage == "evaluate", size.cpus): run for run, stage in missing.items()}
-    runs = progress.Progress(missing, settings.train.epochs)
+    runs = progress.Progress(missing, settings.train.epochs, at_a_time=len(missing))
     try:
         with progress.shown(runs) as screen:
             seen = _Seen(runs, screen)

@@ -96,6 +96,8 @@ class Progress:
         with self.lock:
             if run.state in ENDED:  # on a cluster a line may come late
                 return epoch
+            if run.began is None:  # nobody has said where it begins: the cluster's board was lost
+                self.begin(key)
             if epoch:
                 if epoch.epoch < epoch.epochs:
                     run.seconds = epoch.left / (epoch.epochs - epoch.epoch)
