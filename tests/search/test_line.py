@@ -95,7 +95,7 @@ def test_one_line_changes_and_comments_stay():
     assert changed == expected
     added = edit.with_line(before, "l2_l1", {"l2": 1e-4, "l1": 1e-6})
     assert added == before.replace("article\n# A seed", "article\n  l2_l1: {l2: 1e-4, l1: 1e-6}\n# A seed")
-    assert params.parse(added).reg["l2_l1"].terms[1].strength == 1e-6
+    assert params.parse(added).reg["l2_l1"].active["l1"].strength == 1e-6
 
 
 @pytest.mark.parametrize(
