@@ -326,9 +326,11 @@ def test_dvc_plans_anew_when_its_file_changes(image_folder, tmp_path):
     said = repository.dvc("repro", "plan", check=False)
     assert repository.returncode != 0 and "Traceback" not in said
     (deps,) = re.findall(r"`deps: (\[.*\])`", said)
-    assert deps == "[params.yaml, src/regbench, stages, nets/my_network.py]"
+    assert deps == "[params.yaml, src/regbench, stages, benchmarks/results.json, nets/my_network.py]"
     # As it says, or the folder.
-    repository.replace("dvc.yaml", "[params.yaml, src/regbench, stages]", deps.replace("/my_network.py", ""))
+    repository.replace(
+        "dvc.yaml", "[params.yaml, src/regbench, stages, benchmarks/results.json]", deps.replace("/my_network.py", "")
+    )
     assert stages_run(repository.dvc("repro", "plan")) == ["plan"]
     before = repository.read("plans/l2-0/train.json")
     repository.write("nets/my_network.py", own.text().replace("8, 3", "9, 3"))

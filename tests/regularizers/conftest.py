@@ -24,6 +24,7 @@ def built():
             "image_size": 32,
             "model": params.Model.model_validate(chosen["model"] | {"network": network, "batch_norm": batch_norm}),
             "train": options,
+            "weights_md5": None,
         }
         keras.utils.set_random_seed(0)
         keras.config.set_dtype_policy("float32" if options.precision == "float32" else f"mixed_{options.precision}")
