@@ -67,7 +67,7 @@ def test_the_same_network_in_plain_layers_and_back(build, cifar10_sample):
     for copy in (model, plain, fast):
         assert copy.count_params() == model.count_params()
         regularizers.attach(copy, line)
-        rows.append(list(weights.layer_rows(copy, 0.001, 0.1, True)))
+        rows.append(list(weights.layer_rows(copy, 0.001, 0.1)))
     assert rows[0] == rows[1] == rows[2]
 
 

@@ -341,7 +341,7 @@ def test_dvc_plans_anew_when_its_file_changes(image_folder, tmp_path):
     # A weights file that DVC tracks: its MD5 is DVC's.
     (repository.folder / "resnet50_notop.h5").write_bytes(b"weights")
     repository.dvc("add", "resnet50_notop.h5")
-    repository.replace("dvc.yaml", "stages, nets]", "stages, nets, resnet50_notop.h5]")
+    repository.replace("dvc.yaml", "results.json, nets]", "results.json, nets, resnet50_notop.h5]")
     repository.dvc("exp", "run", "-S", "model.weights=resnet50_notop.h5", "plan")
     md5 = hashlib.md5(b"weights").hexdigest()
     assert json.loads(repository.read("plans/l2-0/train.json"))["weights_md5"] == md5

@@ -10,6 +10,7 @@ import residual
 from regbench import networks
 from regbench.errors import UserError
 from regbench.training import model as training
+from regbench.training import save
 
 IN_NETWORK = {
     "gaussian_noise": 0.2,
@@ -146,8 +147,8 @@ def test_validated_and_saved_without_what_acts_in_training(built, batch, tmp_pat
     np.testing.assert_array_equal(noisy.plain(batch[0]), none.plain(batch[0]))
     np.testing.assert_array_equal(noisy(batch[0], training=False), none.plain(batch[0]))
     noisy.train_on_batch(*batch)
-    training.save(noisy.plain, tmp_path / "noisy.keras")
-    training.save(none.plain, tmp_path / "none.keras")
+    save.save(noisy.plain, tmp_path / "noisy.keras", {})
+    save.save(none.plain, tmp_path / "none.keras", {})
     configs = []
     for name in ("noisy", "none"):
         with zipfile.ZipFile(tmp_path / f"{name}.keras") as file:
