@@ -9,7 +9,6 @@ import residual
 
 from regbench import networks
 from regbench.errors import UserError
-from regbench.training import model as training
 from regbench.training import save
 
 IN_NETWORK = {

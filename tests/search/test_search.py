@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import scratch
 from scratch import stages_run
@@ -61,6 +63,12 @@ def killed_at(repository, words):
 def test_killed_continued_and_applied(repository):
     before = {path: repository.read(path) for path in ("params.yaml", "dvc.lock", "report.json", "report.md")}
     output = killed_at(repository, "Running stage 'train@none-1'")
+    # Its DVC and trainings end with it, a moment later.
+    clone = str(repository.folder / ".regbench/search/clone")
+    for _ in range(300):
+        if not any(clone in (it.info["cwd"] or "") for it in psutil.process_iter(["cwd"])):
+            break
+        time.sleep(0.1)
     # What was trained under the line's own name is known: 0.01 with seed 0, and the baseline.
     assert {it for it in stages_run(output) if it.startswith("train@")} <= {
         "train@l2_1e_3-0",
