@@ -29,6 +29,16 @@ def cifar10_sample():
     return scratch.read_sample()
 
 
+@pytest.fixture(scope="module")
+def deterministic():
+    """Deterministic operations, as in a run; off again after the file, since under XLA TensorFlow refuses some."""
+    from tensorflow.python.framework import config
+
+    config.enable_op_determinism()
+    yield
+    config.disable_op_determinism()
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """A function (name, build) to a folder that all processes of pytest share: the first one calls `build(folder)`."""

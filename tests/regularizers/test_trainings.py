@@ -8,7 +8,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import yaml
 from scratch import ROOT, TINIEST, tiny_params
 
@@ -16,14 +15,9 @@ from regbench import params, plan
 from regbench.data import prepare
 from regbench.training import checkpoint, fit, history
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deterministic")]
 
 TINY = TINIEST | {"train.batch_size": 16, "train.warmup_epochs": 0, "train.learning_rate": 0.3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def deterministic():
-    tf.config.experimental.enable_op_determinism()
 
 
 @pytest.fixture(scope="module")

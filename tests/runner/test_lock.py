@@ -1,5 +1,11 @@
 """A dvc.lock that DVC refuses: cut off by a kill, damaged, or in conflict after a merge. Nothing is trained again."""
 
+import json
+import os
+import subprocess
+import time
+
+import psutil
 import pytest
 import yaml
 from scratch import stages_run
@@ -47,6 +53,29 @@ def test_rwlock(done):
     done.write(".dvc/tmp/rwlock", '{"read": {')
     assert "rwlock is damaged; deleted it" in done.regbench("repro")
     assert done.regbench("mend") == "There is nothing to mend.\n"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"write": 1}', '{"write": {"/x": {"pid": "?"}}}'])
+def test_rwlock_of_another_shape(done, text):
+    done.write(".dvc/tmp/rwlock", text)
+    assert ".dvc/tmp/rwlock is damaged; deleted it" in done.regbench("mend")
+
+
+def test_a_killed_process_holds_nothing(done):
+    """Its parent, this test, has not asked how it ended, so the system still lists it."""
+    killed = subprocess.Popen(("sleep", "60"))
+    killed.kill()
+    while psutil.Process(killed.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    ended, alive = ({"pid": pid, "cmd": "dvc repro"} for pid in (killed.pid, os.getpid()))
+    plans, elsewhere = str(done.folder / "plans"), str(done.folder / "elsewhere")
+    done.write(".dvc/tmp/rwlock", json.dumps({"write": {plans: ended, elsewhere: alive}, "read": {plans: [ended]}}))
+    held = f"'{plans}' is busy"
+    assert held in done.dvc("repro", "--force", "plan", check=False)
+    assert done.regbench("mend") == "There is nothing to mend.\n"
+    assert json.loads(done.read(".dvc/tmp/rwlock")) == {"write": {elsewhere: alive}, "read": {}}
+    done.dvc("repro", "--force", "plan")
+    killed.wait()
 
 
 def two_branches(repository):

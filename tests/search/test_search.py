@@ -60,7 +60,6 @@ def killed_at(repository, words):
 
 @pytest.mark.slow
 @pytest.mark.dvc
-@pytest.mark.xfail(reason="at times DVC takes the lock of a search that was just killed for held", strict=False)
 def test_killed_continued_and_applied(repository):
     before = {path: repository.read(path) for path in ("params.yaml", "dvc.lock", "report.json", "report.md")}
     output = killed_at(repository, "Running stage 'train@none-1'")

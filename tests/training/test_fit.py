@@ -16,14 +16,9 @@ from regbench.data import arrays, prepare
 from regbench.training import checkpoint, fit, history, model
 from regbench.training.batch_norm import PopulationStatistics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deterministic")]
 NARROW = {"model.width": 0.35}
 SMALL = {"model.network": "small_cnn"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def deterministic():
-    tf.config.experimental.enable_op_determinism()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from regbench.report.tracked import CONFLICT
 from regbench.review import git
 
@@ -18,6 +20,8 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 
 def mend() -> list[str]:
     """Replace a dvc.lock that DVC refuses by the last commit's, or delete it; delete a damaged rwlock.
+
+    An rwlock also loses the entries of processes that have ended.
 
     Returns:
         what was done, a line each.
@@ -35,7 +39,34 @@ def mend() -> list[str]:
     if _is_refused(RWLOCK, _read_rwlock):
         RWLOCK.unlink()
         done.append(f"{RWLOCK} is damaged; deleted it")
+    _release_ended()
     return done
+
+
+def _release_ended() -> None:
+    """Drop what processes that were killed hold in the rwlock.
+
+    DVC does so too, but takes a process for alive as long as its parent has not asked how it ended. Where nobody asks,
+    as in a container whose first process is a shell, that is for ever.
+    """
+    from dvc.lock import make_lock
+
+    if not RWLOCK.exists():
+        return
+    with make_lock(f"{RWLOCK}.lock", tmp_dir=str(RWLOCK.parent)):
+        held = json.loads(RWLOCK.read_bytes())
+        written = {path: it for path, it in held.get("write", {}).items() if not _has_ended(it["pid"])}
+        read = {path: [it for it in them if not _has_ended(it["pid"])] for path, them in held.get("read", {}).items()}
+        left = {"write": written, "read": {path: them for path, them in read.items() if them}}
+        if left != held:
+            RWLOCK.write_text(json.dumps(left), encoding="utf-8")
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_refused(path: Path, read: Callable[[], bool]) -> bool:
@@ -61,8 +92,11 @@ def _read_lock() -> bool:
 
 
 def _read_rwlock() -> bool:
+    from dvc.rwlock import SCHEMA
+    from voluptuous import Invalid
+
     try:
-        json.loads(RWLOCK.read_bytes())
-    except ValueError:
+        SCHEMA(json.loads(RWLOCK.read_bytes()))
+    except (ValueError, Invalid):
         return False
     return True

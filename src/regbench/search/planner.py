@@ -58,7 +58,7 @@ class Grid:
     @property
     def most(self) -> int:
         """How many a search may take, where the best does not need more to have all seeds."""
-        return int(SHARE * max(int(np.prod(self.shape)), SMALLEST_GRID) * len(self.seeds))
+        return min(self.trainings, int(SHARE * max(int(np.prod(self.shape)), SMALLEST_GRID) * len(self.seeds)))
 
 
 @dataclass(frozen=True)
