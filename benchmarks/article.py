@@ -141,6 +141,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reg", help="a key under reg: in params.yaml, of the kinds l1 and l2")
     parser.add_argument("seed", type=int)
+    parser.add_argument("--batch-size", type=int, help="instead of the one in params.yaml")
     arguments = parser.parse_args()
     plans = plan.compute(params.load())
-    fit(plan.parse(plans[f"{arguments.reg}-{arguments.seed}/train.json"]))
+    chosen = plan.parse(plans[f"{arguments.reg}-{arguments.seed}/train.json"])
+    if arguments.batch_size:
+        chosen["train"] = chosen["train"].model_copy(update={"batch_size": arguments.batch_size})
+    fit(chosen)

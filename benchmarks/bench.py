@@ -38,6 +38,7 @@ SIZES = (
     (96, 64, 1_280, 160, 3),
     (224, 16, 320, 40, 3),
 )
+ARTICLES_BATCH = 32
 SINGLE = ("pipeline", "limit", "agreement")
 
 
@@ -136,18 +137,21 @@ def ablation_table(prepared, rounds):
 
 
 def comparison(folder, rounds):
-    """The default comparison end to end: a training of the article's way and `regbench repro`, alternating.
+    """The default comparison end to end: trainings the article's way and `regbench repro`, alternating.
 
-    Each round trains one regularizer the article's way, in turn. Its seconds count once for each run of the comparison,
-    since each takes as long. Ours go from prepare to the table, everything included.
+    Each round trains one regularizer the article's way, in turn: with the article's own batch size, and with that of
+    params.yaml. Its seconds count once for each run of the comparison, since each takes as long. Ours go from prepare
+    to the table, everything included.
     """
     chosen = yaml.safe_load((folder / "params.yaml").read_text())
     runs = len(chosen["reg"]) * len(chosen["seeds"])
-    article, ours = [], []
+    article, ours = {ARTICLES_BATCH: [], chosen["train"]["batch_size"]: []}, []
     for number, name in zip(range(rounds), itertools.cycle(chosen["reg"]), strict=False):
         prepare_seconds = prepare(folder)
-        article.append(python(ROOT / "benchmarks/article.py", name, chosen["seeds"][0], cwd=folder, plain=True)[1])
-        say(f"one training the article's way: {article[-1]:.0f} s")
+        for batch_size, seconds in article.items():
+            call = (ROOT / "benchmarks/article.py", name, chosen["seeds"][0], "--batch-size", batch_size)
+            seconds.append(python(*call, cwd=folder, plain=True)[1])
+            say(f"one training the article's way, batch {batch_size}: {seconds[-1]:.0f} s")
         for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
             shutil.rmtree(folder / made, ignore_errors=True)
         (folder / "dvc.lock").unlink(missing_ok=True)
@@ -158,10 +162,17 @@ def comparison(folder, rounds):
     return {
         "runs": runs,
         "epochs": chosen["train"]["epochs"],
-        "article_seconds_a_run": spread(article),
+        "batch_size": chosen["train"]["batch_size"],
         "regbench_seconds": spread(ours),
         "prepare_seconds_of_it": round(prepare_seconds, 1),
-        "ratio": spread([runs * a / b for a, b in zip(article, ours, strict=True)]),
+        "article": [
+            {
+                "batch_size": batch_size,
+                "seconds_a_run": spread(seconds),
+                "ratio": spread([runs * a / b for a, b in zip(seconds, ours, strict=True)]),
+            }
+            for batch_size, seconds in article.items()
+        ],
         "no_op_repro_seconds": spread(no_op),
         "report_seconds": spread(report),
     }

@@ -103,6 +103,9 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured of a trained model."""
 
+    train_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        description="a whole number from 1, or null for all"
+    )
     corrupted_images: int = _whole(0, 10**9)
     near_zero: float = Field(ge=0, le=1, description="a number from 0 to 1")
     pruning: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], BeforeValidator(_list)] = Field(

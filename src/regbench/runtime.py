@@ -16,7 +16,7 @@ from regbench import cores
 if TYPE_CHECKING:
     import tensorflow as tf
 
-EVALUATED_AT_ONCE = 4
+EVALUATED_AT_ONCE = 2
 """How many batches are evaluated at once, at most; together they hold `data.EVALUATION_BATCH` images."""
 
 COMPILED = Path(".regbench/xla")

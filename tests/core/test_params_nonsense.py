@@ -72,6 +72,7 @@ BAD = {
     "train.batch_norm_images": (None, -1, 1.5, "2048", math.inf),
     "train.precision": (None, "float64", 16, "half"),
     "train.jit": (None, "auto", 0),
+    "evaluate.train_images": (0, -1, 1.5, "4000", True, []),
     "evaluate.corrupted_images": (*WHOLE,),
     "evaluate.near_zero": (None, -1, 2, "0.1", math.nan, [], True),
     "evaluate.pruning": (None, 0.5, "0.5", [1], [-0.1], [math.nan], [True], ["0.5"]),

@@ -75,6 +75,21 @@ def test_evaluation_goes_through_in_order(split):
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), split.labels)
 
 
+def test_images_are_chosen_evenly():
+    assert arrays.evenly(10, 4).tolist() == [0, 2, 5, 7]
+    assert arrays.evenly(3, 400).tolist() == [0, 1, 2]
+    # Of classes that lie one after another, each has its share.
+    assert np.bincount(np.repeat(np.arange(10), 100)[arrays.evenly(1000, 400)]).tolist() == [40] * 10
+
+
+def test_a_sample_is_read_slice_by_slice(split):
+    sample = arrays.sample(split, 100)
+    assert len(sample) == 100
+    np.testing.assert_array_equal(sample.images[3:7], split.images[12:28:4])
+    np.testing.assert_array_equal(sample.labels, split.labels[::4])
+    assert arrays.sample(split, None) is split and arrays.sample(split, 400) is split
+
+
 def test_splits_are_mapped(prepared):
     for name in SPLITS:
         loaded = arrays.load(name, prepared)

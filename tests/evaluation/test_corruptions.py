@@ -102,13 +102,6 @@ def test_noise_is_another_for_each_image(images):
     assert (first != second).mean() > 0.5
 
 
-def test_images_are_chosen_evenly():
-    assert corruptions.evenly(10, 4).tolist() == [0, 2, 5, 7]
-    assert corruptions.evenly(3, 400).tolist() == [0, 1, 2]
-    # Sorted by class, as in a folder: the classes in proportion.
-    assert np.bincount(np.repeat(np.arange(10), 100)[corruptions.evenly(1000, 400)]).tolist() == [40] * 10
-
-
 def test_score_counts_what_is_right(cifar10_sample):
     images, labels = cifar10_sample
     split = Split(images[:50], labels[:50])

@@ -45,7 +45,7 @@ def table(path: Path):
 @pytest.mark.slow
 def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = {"data.train_images": 100, "model.width": 0.1, "evaluate.pruning": [0.5]}
+    changes = {"data.train_images": 100, "evaluate.train_images": 60, "model.width": 0.1, "evaluate.pruning": [0.5]}
     prepare.prepare(settings(**changes).data)
     plan, evaluated = plan_of("l2-0", tmp_path, **changes)
     fit.train(plan)
@@ -57,7 +57,7 @@ def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
     assert measured["regularizer"] == [{"kind": "l2", "strength": 0.001, "scope": "all"}]
     assert measured["regularized_weights"] == 54
     assert measured["majority"] == {"train": 0.1, "validation": 0.1, "test": 0.1}
-    for split, images in (("train", 100), ("validation", 80), ("test", 80)):
+    for split, images in (("train", 60), ("validation", 80), ("test", 80)):
         score = measured[split]
         assert (score["images"], score["correct"] / images) == (images, score["accuracy"])
         assert score["loss"] == pytest.approx(score["cross_entropy"] + measured["reg_loss"])

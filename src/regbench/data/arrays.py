@@ -70,6 +70,36 @@ def _checked(path: Path, shape: tuple[int, ...], dtype: type, sha256: str) -> np
     return array
 
 
+def sample(split: Split, count: int | None) -> Split:
+    """A split of `count` of the images, chosen evenly from first to last; of all for None, or if there are fewer."""
+    if count is None or count >= len(split):
+        return split
+    places = evenly(len(split), count)
+    return Split(Chosen(split.images, places), split.labels[places], split.info)
+
+
+def evenly(images: int, count: int) -> np.ndarray:
+    """Places of `count` of so many images, or of all if there are fewer, ascending and at equal distances."""
+    count = min(count, images)
+    return np.arange(count) * images // count
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some images of a split, read when a slice of them is asked for, so that only a batch lies in memory.
+
+    Attributes:
+        images: of the split, uint8 [N, H, W, C].
+        places: which of them, int [K].
+    """
+
+    images: np.ndarray
+    places: np.ndarray
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        return self.images[self.places[window]]
+
+
 def training_batches(
     split: Split, *, batch_size: int, seed: int, flip: bool, epoch: int, first_step: int = 0
 ) -> "tf.data.Dataset":

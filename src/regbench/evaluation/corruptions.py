@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from regbench.data.arrays import Split
+from regbench.data.arrays import Split, evenly
 
 CORRUPTIONS = {
     "gaussian_noise": (0.04, 0.08, 0.10),
@@ -70,12 +70,6 @@ def _correct(
     labels = split.labels[places]
     corrupted = Split(Corrupted(split.images, places, corruption, level), labels)
     return int((predict(corrupted).argmax(axis=1) == labels).sum())
-
-
-def evenly(images: int, count: int) -> np.ndarray:
-    """Places of `count` of so many images, or of all if there are fewer, ascending and at equal distances."""
-    count = min(count, images)
-    return np.arange(count) * images // count
 
 
 @dataclass(frozen=True)

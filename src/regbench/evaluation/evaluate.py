@@ -58,6 +58,7 @@ def evaluate(plan: dict[str, Any], prepared: Path = Path("prepared"), runs: Path
     model = _load(run / "model.keras", plan["run"])
     regularizers.attach(model, plan["regularizer"])
     splits = {name: arrays.load(name, prepared) for name in SPLITS}
+    splits["train"] = arrays.sample(splits["train"], plan["evaluate"].train_images)
     names = {name: _files(prepared / name / "files.csv", len(splits[name])) for name in ("validation", "test")}
     predict = predictor(model)
     logits = {name: predict(split) for name, split in splits.items()}
@@ -112,7 +113,7 @@ def measure(
     Args:
         plan: of `evaluate`.
         model: as trained, with its regularizer attached.
-        splits: all of them, by name.
+        splits: all of them, by name; of train, the sample that is measured.
         logits: {split: [N, K]}, the model's.
         predict: its `predictor`.
         names: {split: where each image came from}, of validation and test.

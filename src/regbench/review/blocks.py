@@ -168,18 +168,20 @@ def _trainings() -> str:
 def _comparison() -> str:
     """The whole comparison beside the article's way."""
     part = _part("comparison")
-    runs, article, ours = part["runs"], part["article_seconds_a_run"], part["regbench_seconds"]
+    runs, ours = part["runs"], part["regbench_seconds"]
     rows = [
         (
-            f"{runs} runs of {part['epochs']} epochs, from prepare to the table",
-            f"{runs} × {_spread(article, 0)} s",
+            f"batch {article['batch_size']}" + ", the article's own" * (article["batch_size"] != part["batch_size"]),
+            f"{runs} × {_spread(article['seconds_a_run'], 0)} s",
             f"{_spread(ours, 0)} s",
-            _spread(part["ratio"], 2),
+            _spread(article["ratio"], 2),
         )
+        for article in part["article"]
     ]
-    heading = ("what", "article's way", "regbench", "ratio")
+    heading = ("the article's way with", "it takes", f"regbench, batch {part['batch_size']}", "ratio")
     note = (
-        f"n = {ours['n']}, alternating; {where(part)}. Of ours, {part['prepare_seconds_of_it']:.0f} s are prepare. "
+        f"{runs} runs of {part['epochs']} epochs, regbench's from prepare to the table. n = {ours['n']}, alternating; "
+        f"{where(part)}. Of regbench's seconds, {part['prepare_seconds_of_it']:.0f} s are prepare. "
         f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
         f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
     )
