@@ -139,9 +139,9 @@ def ablation_table(prepared, rounds):
 def comparison(folder, rounds):
     """The default comparison end to end: trainings the article's way and `regbench repro`, alternating.
 
-    Each round trains one regularizer the article's way, in turn: with the article's own batch size, and with that of
-    params.yaml. Its seconds count once for each run of the comparison, since each takes as long. Ours go from prepare
-    to the table, everything included.
+    Each round trains one regularizer the article's way, in turn, with the article's own batch size; the first round
+    also with that of params.yaml. Its seconds count once for each run of the comparison, since each takes as long. Ours
+    go from prepare to the table, everything included.
     """
     chosen = yaml.safe_load((folder / "params.yaml").read_text())
     runs = len(chosen["reg"]) * len(chosen["seeds"])
@@ -149,6 +149,8 @@ def comparison(folder, rounds):
     for number, name in zip(range(rounds), itertools.cycle(chosen["reg"]), strict=False):
         prepare_seconds = prepare(folder)
         for batch_size, seconds in article.items():
+            if number and batch_size != ARTICLES_BATCH:
+                continue
             call = (ROOT / "benchmarks/article.py", name, chosen["seeds"][0], "--batch-size", batch_size)
             seconds.append(python(*call, cwd=folder, plain=True)[1])
             say(f"one training the article's way, batch {batch_size}: {seconds[-1]:.0f} s")
@@ -169,7 +171,7 @@ def comparison(folder, rounds):
             {
                 "batch_size": batch_size,
                 "seconds_a_run": spread(seconds),
-                "ratio": spread([runs * a / b for a, b in zip(seconds, ours, strict=True)]),
+                "ratio": spread([runs * a / b for a, b in zip(seconds, ours, strict=False)]),
             }
             for batch_size, seconds in article.items()
         ],

@@ -35,7 +35,7 @@ STRENGTHS = {
     "random_erasing": 0.25,
     "sam": 0.05,
     "spatial_dropout": 0.1,
-    "spectral_norm": 1,
+    "spectral_norm": 0.01,
     "stochastic_depth": 0.2,
     "weight_decay": 1e-3,
 }

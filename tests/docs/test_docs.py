@@ -11,7 +11,7 @@ import pytest
 import yaml
 from scratch import ROOT, Repository, stages_run
 
-from regbench import params
+from regbench import catalogue, params
 
 PAGES = [
     "README.md",
@@ -115,14 +115,16 @@ ELSEWHERE = {
     "regbench check": "review/test_check.py::test_a_clone_without_a_cache",
     "dvc exp run -S data.image_size=224 -S data.train_images=null -S data.validation_images=test -S 'seeds=[0]' "
     "-S model.zero_init_residual=false -S train.epochs=10 -S train.batch_size=32 -S train.learning_rate=0.1 "
-    "-S train.schedule=constant -S train.warmup_epochs=0 -S train.flip=false -S train.batch_norm_images=0": SETTINGS,
+    "-S train.schedule=constant -S train.warmup_epochs=0 -S train.cooldown_epochs=0 -S train.flip=false "
+    "-S train.batch_norm_images=0 -S evaluate.train_images=null -S evaluate.corrupted_images=0": SETTINGS,
     "dvc exp run -S model.batch_norm=false -S model.zero_init_residual=false -S '~reg.l1'": SETTINGS,
     "dvc exp run -S train.batch_norm_images=0": SETTINGS,
 }
 """Commands that another test runs, or whose settings it checks."""
 
 NOT_RUN = {
-    "cp docs/study/params.yaml params.yaml": "an hour of training follows; `test_the_studys_params_are_allowed`",
+    "cp docs/study/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
+    "cp docs/kinds/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
     'git commit -am "with batch normalization"': "between two experiments",
     "git fetch --unshallow": "Git's own",
     "git fetch origin": "Git's own",
@@ -240,16 +242,28 @@ def test_the_messages_that_troubleshooting_explains_exist():
     assert absent(messages(dvcs), sources) == []
 
 
-def test_the_studys_params_are_allowed():
-    settings = params.load(ROOT / "docs/study/params.yaml")
-    assert settings.seeds == (0, 1, 2) and len(settings.reg) == 7
+@pytest.mark.parametrize(("study", "lines"), [("study", 7), ("kinds", 24)])
+def test_the_params_of_studies_are_allowed(study, lines):
+    settings = params.load(ROOT / f"docs/{study}/params.yaml")
+    assert settings.seeds == (0, 1, 2) and len(settings.reg) == lines
+
+
+def test_the_study_of_kinds_has_the_projects_settings():
+    """So the runs that both have are trained once."""
+    ours, studys = (
+        yaml.load(text_of(path), Loader=params.Loader) for path in ("params.yaml", "docs/kinds/params.yaml")
+    )
+    assert {kind for line in studys["reg"].values() for kind in (line if isinstance(line, dict) else ())} == {"l1"}
+    assert ours | {"reg": None} == studys | {"reg": None}
+    assert ours["reg"].items() <= studys["reg"].items()
+    assert catalogue.kinds().keys() - studys["reg"].keys() == {"early_stopping"}
 
 
 CHECKED = [command for command, where in ELSEWHERE.items() if where == SETTINGS]
 
 
-@pytest.mark.parametrize("command", CHECKED, ids=lambda command: command[:60])
-def test_settings_of_commands_are_allowed(command):
+def changed_by(command):
+    """The committed params after the settings of a command `dvc exp run -S …`."""
     changed = yaml.load(text_of("params.yaml"), Loader=params.Loader)
     for setting in (word for word in shlex.split(command)[3:] if word != "-S"):
         key, _, value = setting.lstrip("~+").partition("=")
@@ -262,7 +276,31 @@ def test_settings_of_commands_are_allowed(command):
         else:
             assert setting.startswith("+") or name in place
             place[name] = yaml.safe_load(value)
-    params.parse(yaml.safe_dump(changed))
+    return changed
+
+
+@pytest.mark.parametrize("command", CHECKED, ids=lambda command: command[:60])
+def test_settings_of_commands_are_allowed(command):
+    params.parse(yaml.safe_dump(changed_by(command)))
+
+
+def test_the_articles_command_sets_what_the_comments_say():
+    (command,) = (command for command in CHECKED if "image_size=224" in command)
+    changed, section, comment, compared = changed_by(command), "", "", []
+    for line in text_of("params.yaml").splitlines():
+        key, _, _ = line.strip().partition(":")
+        if line.strip().startswith("#"):
+            comment += f" {line.strip(' #')}"
+        elif not line.startswith(" "):
+            section, comment = key, ""
+        else:
+            said = re.search(r"article: ([^,;)]+)", comment)
+            if said and isinstance(changed[section], dict) and key in changed[section]:
+                value = None if said[1] == "empty" else yaml.safe_load(said[1])
+                assert changed[section][key] == value, f"{section}.{key}"
+                compared.append(key)
+            comment = ""
+    assert len(compared) > 20
 
 
 @pytest.fixture

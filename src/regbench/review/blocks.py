@@ -109,10 +109,13 @@ def gpu() -> str | None:
 # What is in each block
 
 
-def _results() -> str:
-    """The committed results of params.yaml."""
-    (report, made), strengths, rows = _report(), params.load().reg, []
-    for name, row in report.rows.items():
+def _results(folder: Path | None = None) -> str:
+    """The committed results of params.yaml; those of a study, which has its files in `folder`, best first."""
+    (report, made), strengths, rows = _report(folder), params.load((folder or Path()) / "params.yaml").reg, []
+    ordered = [*report.rows.items()]
+    if folder:
+        ordered.sort(key=lambda it: -1 if isinstance(it[1], Diverged) else it[1].test.value, reverse=True)
+    for name, row in ordered:
         name = _with_strength(name, strengths[name])
         if isinstance(row, Diverged):
             rows.append((name, "diverged", "", "", ""))
@@ -124,7 +127,8 @@ def _results() -> str:
     baseline = report.baseline or "the baseline"
     heading = ("regularizer", "test accuracy, % [95 %]", f"difference to {baseline}, points [95 %]", "p", "verdict")
     images = report.images.test if report.images else 0
-    return f"{table(heading, rows)}\n\n{_seeds(report)}, {images:,} test images; {where(made)}"
+    minutes = f"; {made['minutes']} minutes" if "minutes" in made else ""
+    return f"{table(heading, rows)}\n\n{_seeds(report)}, {images:,} test images; {where(made)}{minutes}"
 
 
 def _article() -> str:
@@ -175,12 +179,13 @@ def _comparison() -> str:
             f"{runs} × {_spread(article['seconds_a_run'], 0)} s",
             f"{_spread(ours, 0)} s",
             _spread(article["ratio"], 2),
+            str(article["ratio"]["n"]),
         )
         for article in part["article"]
     ]
-    heading = ("the article's way with", "it takes", f"regbench, batch {part['batch_size']}", "ratio")
+    heading = ("the article's way with", "it takes", f"regbench, batch {part['batch_size']}", "ratio", "n")
     note = (
-        f"{runs} runs of {part['epochs']} epochs, regbench's from prepare to the table. n = {ours['n']}, alternating; "
+        f"{runs} runs of {part['epochs']} epochs, regbench's from prepare to the table, alternating; "
         f"{where(part)}. Of regbench's seconds, {part['prepare_seconds_of_it']:.0f} s are prepare. "
         f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
         f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
@@ -269,6 +274,7 @@ def _catalogue() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": _results,
+    "study_kinds": lambda: _results(Path("docs/kinds")),
     "article": _article,
     "trainings": _trainings,
     "comparison": _comparison,
@@ -286,11 +292,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
 # Sources and words
 
 
-def _report() -> tuple[Report, dict[str, Any]]:
-    made = _json(MADE)
-    if made.get("report_md5") != _md5(results.PATH):
-        raise UserError(f"{MADE} is of another {results.PATH}; run `make docs`")
-    return results.read(), made
+def _report(folder: Path | None = None) -> tuple[Report, dict[str, Any]]:
+    """report.json, and where and when it was made; a study has copies of both in `folder`."""
+    path, noted = (folder / results.PATH, folder / MADE.name) if folder else (results.PATH, MADE)
+    made = _json(noted)
+    if made.get("report_md5") != _md5(path):
+        raise UserError(f"{noted} is of another {path}" + ("" if folder else "; run `make docs`"))
+    return results.read(path), made
 
 
 def _part(name: str) -> dict[str, Any]:
