@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
     ("setting", "removed", "added"),
     [
         ("data.image_size=64", ["  image_size: 32"], ["  image_size: 64"]),
-        ("data.train_images=null", ["  train_images: 24000"], ["  train_images:"]),
+        ("data.train_images=null", ["  train_images: 21500"], ["  train_images:"]),
         ("data.test_images=500", ["  test_images:"], ["  test_images: 500"]),
         ("data.validation_images=test", ["  validation_images: 2000"], ["  validation_images: test"]),
         ("model.freeze=stem", ["  freeze:"], ["  freeze: stem"]),
