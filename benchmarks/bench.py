@@ -148,12 +148,10 @@ def comparison(folder, rounds):
     article, ours = {ARTICLES_BATCH: [], chosen["train"]["batch_size"]: []}, []
     for number, name in zip(range(rounds), itertools.cycle(chosen["reg"]), strict=False):
         prepare_seconds = prepare(folder)
-        for batch_size, seconds in article.items():
-            if number and batch_size != ARTICLES_BATCH:
-                continue
+        for batch_size in [ARTICLES_BATCH] if number else article:
             call = (ROOT / "benchmarks/article.py", name, chosen["seeds"][0], "--batch-size", batch_size)
-            seconds.append(python(*call, cwd=folder, plain=True)[1])
-            say(f"one training the article's way, batch {batch_size}: {seconds[-1]:.0f} s")
+            article[batch_size].append(python(*call, cwd=folder, plain=True)[1])
+            say(f"one training the article's way, batch {batch_size}: {article[batch_size][-1]:.0f} s")
         for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
             shutil.rmtree(folder / made, ignore_errors=True)
         (folder / "dvc.lock").unlink(missing_ok=True)

@@ -46,6 +46,7 @@ def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+ImagesOrAll = Annotated[int, Field(ge=1, le=10**9)] | None
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -54,15 +55,11 @@ class Data(Section):
 
     dataset: str = Field(min_length=1, description="a TFDS name, or the path of a folder of class folders")
     image_size: int = _whole(32, 1024)
-    train_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
-        description="a whole number from 1, or null for all"
-    )
+    train_images: ImagesOrAll = Field(description="a whole number from 1, or null for all")
     validation_images: Annotated[int, Field(ge=1, le=10**9)] | Literal["test"] = Field(
         description="a whole number from 1, or test"
     )
-    test_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
-        description="a whole number from 1, or null for all"
-    )
+    test_images: ImagesOrAll = Field(description="a whole number from 1, or null for all")
     seed: Seed = Field(description="a whole number from 0 to 2,147,483,647")
 
 
@@ -103,9 +100,7 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured of a trained model."""
 
-    train_images: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
-        description="a whole number from 1, or null for all"
-    )
+    train_images: ImagesOrAll = Field(description="a whole number from 1, or null for all")
     corrupted_images: int = _whole(0, 10**9)
     near_zero: float = Field(ge=0, le=1, description="a number from 0 to 1")
     pruning: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], BeforeValidator(_list)] = Field(

@@ -86,7 +86,7 @@ def evenly(images: int, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some images of a split, read when a slice of them is asked for, so that only a batch lies in memory.
+    """Some images of a split. A slice reads only its own images, so only a batch is in memory.
 
     Attributes:
         images: of the split, uint8 [N, H, W, C].

@@ -179,7 +179,7 @@ def _comparison() -> str:
             f"{runs} × {_spread(article['seconds_a_run'], 0)} s",
             f"{_spread(ours, 0)} s",
             _spread(article["ratio"], 2),
-            str(article["ratio"]["n"]),
+            article["ratio"]["n"],
         )
         for article in part["article"]
     ]

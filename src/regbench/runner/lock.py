@@ -46,17 +46,17 @@ def mend() -> list[str]:
 def _release_ended() -> None:
     """Drop what processes that were killed hold in the rwlock.
 
-    DVC does so too, but takes a process for alive as long as its parent has not asked how it ended. Where nobody asks,
-    as in a container whose first process is a shell, that is for ever.
+    DVC does so too, but not for a zombie: a process that ended and whose parent has not collected its exit code. In a
+    container whose first process is a shell, a zombie stays for ever.
     """
     from dvc.lock import make_lock
 
     if not RWLOCK.exists():
         return
     with make_lock(f"{RWLOCK}.lock", tmp_dir=str(RWLOCK.parent)):
-        held = json.loads(RWLOCK.read_bytes())
-        written = {path: it for path, it in held.get("write", {}).items() if not _has_ended(it["pid"])}
-        read = {path: [it for it in them if not _has_ended(it["pid"])] for path, them in held.get("read", {}).items()}
+        held = _rwlock()
+        written = {path: it for path, it in held["write"].items() if not _has_ended(it["pid"])}
+        read = {path: [it for it in them if not _has_ended(it["pid"])] for path, them in held["read"].items()}
         left = {"write": written, "read": {path: them for path, them in read.items() if them}}
         if left != held:
             RWLOCK.write_text(json.dumps(left), encoding="utf-8")
@@ -91,12 +91,18 @@ def _read_lock() -> bool:
     return True
 
 
-def _read_rwlock() -> bool:
+def _rwlock() -> dict:
+    """What the rwlock holds, in DVC's own schema."""
     from dvc.rwlock import SCHEMA
+
+    return SCHEMA(json.loads(RWLOCK.read_bytes()))
+
+
+def _read_rwlock() -> bool:
     from voluptuous import Invalid
 
     try:
-        SCHEMA(json.loads(RWLOCK.read_bytes()))
+        _rwlock()
     except (ValueError, Invalid):
         return False
     return True
