@@ -3,20 +3,19 @@
     python benchmarks/search.py /tmp/search --repetitions 3 --out benchmarks/search.json
 
 For each repetition, with seeds of its own: `regbench search`, then all strengths with all seeds, in a clone of this
-repository with a cache of its own. What the search has trained is not trained again by the grid. Half an hour or more a
-repetition on two cores at the default params; called again, it goes on.
+repository. What the search has trained is not trained again by the grid. Half an hour a repetition on two cores at the
+default params; called again, it goes on. docs/search.md has the table.
 """
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import project
+from project import ROOT, regbench
 
-ROOT = Path(__file__).resolve().parents[1]
+from regbench.review import blocks
 
 
 def main():
@@ -30,27 +29,23 @@ def main():
     parser.add_argument("--jobs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/search.json")
     arguments = parser.parse_args()
-    if not (arguments.folder / ".git").exists():
-        run(ROOT, "git", "clone", "--quiet", str(ROOT), str(arguments.folder))
-    os.chdir(arguments.folder)
-    found = []
+    arguments.out = arguments.out.resolve()
+    committed, found = project.enter(arguments.folder), []
     for repetition in range(arguments.repetitions):
-        first = 100 + repetition * arguments.seeds
-        found.append(repeat(arguments, [*range(first, first + arguments.seeds)]))
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+        first = repetition * arguments.seeds
+        found.append(repeat(arguments, committed, [*range(first, first + arguments.seeds)]))
+        record = {"machine": blocks.made_here(), "line": arguments.line, "repetitions": found}
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
         print(json.dumps(found[-1], indent=2), flush=True)
 
 
-def repeat(arguments, seeds):
+def repeat(arguments, committed, seeds):
     """One repetition: what the search picks, what the grid picks, and what each took."""
     from regbench import params
     from regbench.search import edit, line, planner, verdict
 
     jobs = ["--jobs", arguments.jobs] if arguments.jobs else []
-    path = Path("params.yaml")
-    run(Path(), "git", "checkout", "--quiet", "params.yaml")
-    committed = path.read_text()
-    reg = edit.raw_lines(committed)
+    path, reg = Path("params.yaml"), edit.raw_lines(committed)
     path.write_text(edit.with_sections(committed, reg, seeds))
     regbench("search", arguments.line, "--from", arguments.low, "--to", arguments.high, "--seeds", len(seeds), *jobs)
     searched = json.loads(Path(f".regbench/search/{arguments.line}.json").read_text())
@@ -93,16 +88,6 @@ def right(run_key):
     with open(f"runs/{run_key}/evaluation/predictions.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
     return np.array([row["label"] == row["prediction"] for row in rows])
-
-
-def regbench(*arguments):
-    run(Path(), sys.executable, "-m", "regbench", *map(str, arguments))
-
-
-def run(folder, *command):
-    """Run a command and show what it says."""
-    environment = os.environ | {"PYTHONPATH": str(Path("src").resolve())}
-    subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
 if __name__ == "__main__":
