@@ -16,7 +16,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -42,15 +41,7 @@ def project(folder, images):
 
 def repro(repository):
     """Start `dvc repro` in a process group of its own."""
-    return subprocess.Popen(
-        (sys.executable, "-m", "dvc", "repro"),
-        cwd=repository.folder,
-        env=repository.environment() | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return repository.start("python", "-m", "dvc", "repro")
 
 
 def announced(line):

@@ -87,16 +87,33 @@ class Repository:
         }
         return environment
 
-    def run(self, *command, check=True, **environment):
-        """Run a command in it; what it printed, colours removed. `python`, `dvc` and its stages are `preloaded`."""
+    def preloaded(self):
+        """The same, where `python`, `dvc` and its stages are `preloaded`."""
         found = self.environment()
         found["PATH"] = os.pathsep.join(filter(None, [preloaded.programs(), found["PATH"]]))
-        done = subprocess.run(command, cwd=self.folder, env=found | environment, text=True, capture_output=True)
+        return found
+
+    def run(self, *command, check=True, **environment):
+        """Run a command in it, `preloaded`; what it printed, colours removed."""
+        environment = self.preloaded() | environment
+        done = subprocess.run(command, cwd=self.folder, env=environment, text=True, capture_output=True)
         output = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout + done.stderr)
         if check:
             assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{output}"
         self.returncode = done.returncode
         return output
+
+    def start(self, *command, **environment):
+        """Start a command in it, `preloaded`, in a process group of its own, for SIGKILL; its output is a pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.preloaded() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     def dvc(self, *arguments, **options):
         return self.run("python", "-m", "dvc", *arguments, **options)

@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +44,14 @@ def test_a_stage_ends_with_dvc(template, tmp_path, monkeypatch, shell):
     # Long enough that DVC is dead before the training ends, on a busy machine too.
     params = repository.folder / "params.yaml"
     params.write_text(params.read_text().replace("epochs: 8", "epochs: 5000"))
-    process = killed.repro(repository)
+    process = subprocess.Popen(
+        (sys.executable, "-m", "dvc", "repro"),
+        cwd=repository.folder,
+        env=repository.environment() | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:
         if " epoch 1/" in line:
             break

@@ -3,9 +3,6 @@
 import importlib
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,7 +11,7 @@ import tensorflow as tf
 from kinds import STRENGTHS
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
-from scratch import ROOT
+from scratch import ROOT, Repository
 
 from regbench import catalogue, params, plan, regularizers
 from regbench.errors import UserError
@@ -411,10 +408,10 @@ print(json.dumps([(len(images), float(np.unique(images, axis=0).mean())) for ima
 def test_two_devices_draw_apart(plan_of, tmp_path):
     """Two logical CPUs with the same black images: each erases rectangles of its own."""
     built(plan_of, tmp_path, {"random_erasing": 1, "mixup": 0.5})
-    command = [sys.executable, "-c", ON_TWO_DEVICES, tmp_path / "plans/mine-0/train.json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    (first, mean), (second, other_mean) = json.loads(done.stdout)
+    (tmp_path / "devices.py").write_text(ON_TWO_DEVICES)
+    command = ("python", "devices.py", "plans/mine-0/train.json")
+    printed = Repository(tmp_path).run(*command, PYTHONPATH=str(ROOT / "src"))
+    (first, mean), (second, other_mean) = json.loads(printed.splitlines()[0])
     assert first == second == 4
     assert mean != other_mean
 

@@ -2,14 +2,12 @@
 
 import csv
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import yaml
-from scratch import ROOT, TINIEST, tiny_params
+from scratch import ROOT, TINIEST, Repository, tiny_params
 
 from regbench import params, plan
 from regbench.data import prepare
@@ -210,14 +208,12 @@ print("states", *(value.numpy().tolist() for state in strategy.run(states) for v
 
 def in_a_process(image_folder, project, line, out, *devices, **changes):
     """Train in a process of its own, on these devices; the folder, and what it printed."""
+    (project / "devices.py").write_text(SCRIPT)
     settings = tiny_params(image_folder, **TINY | changes)
     settings["reg"], settings["report"]["baseline"] = {"line": line}, None
     plan.write(params.parse(yaml.safe_dump(settings)), project / "plans")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", SCRIPT, out, *devices]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return project / out, done.stdout
+    printed = Repository(project).run("python", "devices.py", out, *devices, PYTHONPATH=str(ROOT / "src"))
+    return project / out, printed
 
 
 def test_two_devices_train_as_one(image_folder, project):

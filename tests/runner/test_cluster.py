@@ -65,9 +65,9 @@ def with_remote(repository):
 
 def start(repository, address, log):
     """`regbench repro --cluster address`: the process, its output in `log`."""
-    command = (sys.executable, "-m", "regbench", "repro", "--cluster", address)
+    command = ("python", "-m", "regbench", "repro", "--cluster", address)
     with open(log, "a") as file:
-        return subprocess.Popen(command, cwd=repository.folder, env=repository.environment(), stdout=file, stderr=file)
+        return subprocess.Popen(command, cwd=repository.folder, env=repository.preloaded(), stdout=file, stderr=file)
 
 
 def wait_for(log, pattern, process):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -39,15 +38,7 @@ def repository(image_folder, tmp_path_factory):
 
 def killed_at(repository, words):
     """Call the search and kill it, with all that it started, at a line with these words; what it had printed."""
-    process = subprocess.Popen(
-        (sys.executable, "-m", "regbench", *COMMAND),
-        cwd=repository.folder,
-        env=repository.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = repository.start("python", "-m", "regbench", *COMMAND)
     output = ""
     for line in process.stdout:
         output += line
