@@ -51,7 +51,7 @@ def repeat(arguments, committed, seeds):
     searched = json.loads(Path(f".regbench/search/{arguments.line}.json").read_text())
 
     strengths = line.strengths(float(arguments.low), float(arguments.high), 2)
-    whole = line.parse(params.load(), arguments.line, None, [strengths])
+    whole = line.parse(params.load(), arguments.line, (), [strengths])
     points = [(place,) for place in range(len(strengths))]
     names = {point: whole.name(point) for point in points}
     baseline = params.load().report.baseline

@@ -64,7 +64,7 @@ def search(arguments: argparse.Namespace) -> None:
     again, and a search that was killed goes on when the same command is called again.
     """
     from regbench import params
-    from regbench.search import line, search
+    from regbench.search import line, proposals, search
 
     settings = params.load()
     text = Path("params.yaml").read_text(encoding="utf-8")
@@ -72,8 +72,13 @@ def search(arguments: argparse.Namespace) -> None:
     if len(arguments.lowest) != len(arguments.highest):
         raise UserError("--from and --to should be there equally often")
     lines = line.lines(settings, arguments.target, arguments.over, ends, arguments.per_decade)
+    trials = arguments.trials
+    if trials is None and len(arguments.over) > 1:
+        trials = proposals.TRIALS
+    if trials is not None:
+        proposals.check()
     search.run(
-        search.Search(lines, text, search.seeds_of(settings, arguments.seeds), Path.cwd()),
+        search.Search(lines, text, search.seeds_of(settings, arguments.seeds), Path.cwd(), trials),
         search.Place(arguments.jobs, arguments.cluster),
         shlex.join(["regbench", *arguments.given]),
         arguments.apply,
@@ -233,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_place(command: argparse.ArgumentParser) -> None:
         place = command.add_mutually_exclusive_group()
         place.add_argument(
-            "--jobs", type=_jobs, metavar="N", help="train N runs at a time; by default by cores and memory"
+            "--jobs", type=_from_one, metavar="N", help="train N runs at a time; by default by cores and memory"
         )
         place.add_argument(
             "--cluster", metavar="ADDRESS", help="train on the Ray cluster at this address; auto: this machine's"
@@ -252,10 +257,22 @@ def _parser() -> argparse.ArgumentParser:
     ends = {"type": float, "action": "append", "required": True, "metavar": "STRENGTH"}
     command.add_argument("--from", dest="lowest", **ends, help="the weakest; once, or once for each LINE and --over")
     command.add_argument("--to", dest="highest", **ends, help="the strongest")
-    command.add_argument("--over", metavar="KIND", help="a second kind on the same line, or KEY.KIND, searched with it")
+    command.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="another kind on the same line, or KEY.KIND, searched with it; may be there several times",
+    )
     command.add_argument("--seeds", type=_seeds, default=3, metavar="N", help="how many seeds the best gets; 3")
     command.add_argument(
         "--per-decade", type=int, choices=(1, 2, 3), default=2, help="strengths: 1; 1 and 3; or 1, 2 and 5"
+    )
+    command.add_argument(
+        "--trials",
+        type=_from_one,
+        metavar="N",
+        help="let Optuna propose N strengths instead of a coarse grid; 30 for three kinds or more",
     )
     command.add_argument("--apply", action="store_true", help="set the best in params.yaml")
     add_place(command)
@@ -301,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _jobs(text: str) -> int:
+def _from_one(text: str) -> int:
     return _whole(text, 1)
 
 

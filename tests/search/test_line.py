@@ -50,19 +50,26 @@ def test_a_number_is_read_back_the_same(strength, text):
 @pytest.mark.parametrize(
     ("target", "over", "name", "text", "label"),
     [
-        ("l2", None, "l2_1e_4", "l2: 1e-4", "1e-4"),
-        ("reg.l2", None, "l2_1e_4", "l2: 1e-4", "1e-4"),
-        ("proximal_l1", None, "proximal_l1_1e_4", "proximal_l1: 1e-4", "1e-4"),
-        ("head", None, "head_1e_4", "head: {l2: 1e-4, scope: head}", "1e-4"),
-        ("elastic.l2", None, "elastic_1e_4", "elastic: {l2: 1e-4, l1: 1e-5}", "1e-4"),
-        ("elastic.l2", "elastic.l1", "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
-        ("elastic.l2", "reg.elastic.l1", "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
-        ("l2", "l1", "l2_l1_1e_4_1e_3", "l2_l1: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
+        ("l2", (), "l2_1e_4", "l2: 1e-4", "1e-4"),
+        ("reg.l2", (), "l2_1e_4", "l2: 1e-4", "1e-4"),
+        ("proximal_l1", (), "proximal_l1_1e_4", "proximal_l1: 1e-4", "1e-4"),
+        ("head", (), "head_1e_4", "head: {l2: 1e-4, scope: head}", "1e-4"),
+        ("elastic.l2", (), "elastic_1e_4", "elastic: {l2: 1e-4, l1: 1e-5}", "1e-4"),
+        ("elastic.l2", ("elastic.l1",), "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
+        ("elastic.l2", ("reg.elastic.l1",), "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
+        ("l2", ("l1",), "l2_l1_1e_4_1e_3", "l2_l1: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
+        (
+            "elastic.l2",
+            ("elastic.l1", "dropout"),
+            "elastic_dropout_1e_4_1e_3_3e_5",
+            "elastic_dropout: {l2: 1e-4, l1: 1e-3, dropout: 3e-5}",
+            "l2 1e-4, l1 1e-3, dropout 3e-5",
+        ),
     ],
 )
 def test_what_a_command_names(target, over, name, text, label):
-    found = line.parse(SETTINGS, target, over, [WEAK, STRONG][: 1 if over is None else 2])
-    point = (2, 1)[: len(found.axes)]
+    found = line.parse(SETTINGS, target, over, [WEAK, STRONG, WEAK][: 1 + len(over)])
+    point = (2, 1, 1)[: len(found.axes)]
     assert (found.name(point), found.text(point), found.label(point)) == (name, text, label)
     # The same regularizer under both names.
     changed = params.parse(edit.with_line(WITH_MORE, found.key, found.value(point)))
@@ -73,19 +80,20 @@ def test_what_a_command_names(target, over, name, text, label):
 @pytest.mark.parametrize(
     ("target", "over", "said"),
     [
-        ("l3", None, "l3 is neither a key under reg: .* nor a kind of regularizer"),
-        ("none", None, "none is no regularizer"),
-        ("elastic", None, "elastic has 2 kinds; name one, elastic.l1 or elastic.l2, and the other with --over"),
-        ("elastic.orthogonal", None, "elastic has no kind orthogonal; it has l1, l2"),
-        ("other.l2", None, "other is not a key under reg"),
-        ("l2", "elastic.l1", "elastic is another line than l2"),
-        ("elastic.l2", "elastic.l2", "this is elastic.l2 itself"),
-        ("l2", "l2", "this is l2 itself"),
+        ("l3", (), "l3 is neither a key under reg: .* nor a kind of regularizer"),
+        ("none", (), "none is no regularizer"),
+        ("elastic", (), "elastic has 2 kinds; name one, elastic.l1 or elastic.l2, and the other with --over"),
+        ("elastic.orthogonal", (), "elastic has no kind orthogonal; it has l1, l2"),
+        ("other.l2", (), "other is not a key under reg"),
+        ("l2", ("elastic.l1",), "elastic is another line than l2"),
+        ("elastic.l2", ("elastic.l2",), "l2 is searched already"),
+        ("l2", ("l1", "l1"), "l1 is searched already"),
+        ("l2", ("l2",), "l2 is searched already"),
     ],
 )
 def test_what_is_no_line(target, over, said):
     with pytest.raises(UserError, match=said):
-        line.parse(SETTINGS, target, over, [WEAK, STRONG][: 1 if over is None else 2])
+        line.parse(SETTINGS, target, over, [WEAK, STRONG, WEAK][: 1 + len(over)])
 
 
 def test_one_line_changes_and_comments_stay():

@@ -100,6 +100,27 @@ def test_equal_ones_choose_the_weakest():
     assert planner.best(sorted({point for point, _ in counts}), NINE.seeds, counts) == (0,)
 
 
+def test_a_cocktail_of_three_is_proposed():
+    """Optuna finds what lies near the top of 729 with 30 trainings of one seed, and all of it again from the counts."""
+    grid = Grid((9, 9, 9), (0, 1, 2), IMAGES, trials=30)
+    accuracy = hill((6, 2, 4))
+    counts = everything(grid, accuracy)
+    found = played(grid, counts)
+    assert [len(it.points) for it in found] == [4, 8, 12, 16, 20, 24, 28, 30, 3, 2]
+    assert [it.seeds for it in found] == [(0,)] * 8 + [(0, 1), (0, 1, 2)]
+    assert len(planner.trained(found)) == 35 <= grid.most
+    top = planner.best(found[-1].points, grid.seeds, counts)
+    better = sum(accuracy(point, 0) > accuracy(top, 0) for point in itertools.product(range(9), repeat=3))
+    assert better < 0.05 * 729
+
+
+def test_more_is_proposed_than_there_is():
+    grid = Grid((2, 2), (0, 1), IMAGES, trials=30)
+    found = played(grid, everything(grid, hill((1, 1))))
+    assert len(planner.trained(found)) <= grid.most == 8
+    assert len(found[-2].points) == 4 and found[-1].seeds == (0, 1)
+
+
 @pytest.mark.parametrize(("seeds", "rounds"), [(2, [1, 1, 2]), (3, [1, 1, 2, 3]), (10, [1, 1, 2, 4, 8, 10])])
 def test_seeds_double(seeds, rounds):
     grid = Grid((9,), tuple(range(seeds)), IMAGES)

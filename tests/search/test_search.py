@@ -51,6 +51,25 @@ def killed_at(repository, words):
 
 @pytest.mark.slow
 @pytest.mark.dvc
+def test_three_kinds_and_again(repository):
+    three = ["search", "l2", "--over", "l1", "--over", "dropout"]
+    for low, high in (("1e-4", "1e-3"), ("1e-5", "1e-4"), ("0.1", "0.2")):
+        three += ["--from", low, "--to", high]
+    three += ["--per-decade", "1", "--seeds", "2", "--trials", "2"]
+    output = repository.regbench(*three)
+    assert "l2_l1_dropout: 2 strengths of l2, 1e-4 to 1e-3 × 2 strengths of l1" in output
+    assert re.search(
+        r"^l2_l1_dropout: l2 1e-[34], l1 1e-[45], dropout 0\.[12] is best on validation", output, re.MULTILINE
+    )
+    assert re.search(r"^  l2_l1_dropout: \{l2: 1e-[34], l1: 1e-[45], dropout: 0\.[12]\}$", output, re.MULTILINE)
+    assert (repository.folder / ".regbench/search/l2_l1_dropout.png").exists()
+    again = repository.regbench(*three)
+    assert not [it for it in stages_run(again) if it.startswith("train@")]
+    assert again.partition("For params.yaml")[2] == output.partition("For params.yaml")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.dvc
 def test_killed_continued_and_applied(repository):
     before = {path: repository.read(path) for path in ("params.yaml", "dvc.lock", "report.json", "report.md")}
     output = killed_at(repository, "Running stage 'train@none-1'")
@@ -133,6 +152,10 @@ def test_seeds_are_those_of_params_first(seeds, count, expected):
             "elastic.l2 --over elastic.l1 --from 1e-6 --to 1e-3",
             [("elastic", [("l2", 1e-6, 1e-3), ("l1", 1e-6, 1e-3)])],
         ),
+        (
+            "elastic.l2 --over elastic.l1 --over orthogonal --from 1e-6 --to 1e-3",
+            [("elastic_orthogonal", [("l2", 1e-6, 1e-3), ("l1", 1e-6, 1e-3), ("orthogonal", 1e-6, 1e-3)])],
+        ),
     ],
 )
 def test_what_commands_search(command, lines, monkeypatch, tmp_path):
@@ -146,7 +169,15 @@ def test_what_commands_search(command, lines, monkeypatch, tmp_path):
     ((wanted, place, typed, apply),) = asked
     found = [(it.key, [(axis.kind, axis.strengths[0], axis.strengths[-1]) for axis in it.axes]) for it in wanted.lines]
     assert (found, place.jobs, apply) == (lines, 3, False)
+    assert wanted.trials == (30 if len(lines[0][1]) == 3 else None)
     assert typed == f"regbench search {command} --jobs 3"
+
+
+def test_optuna_is_not_installed(monkeypatch):
+    monkeypatch.chdir(scratch.ROOT)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit, match=r"it is not installed: `\.venv/bin/pip install -e '\.\[search\]'`"):
+        cli.main(["search", "l2", "--from", "1e-4", "--to", "1e-3", "--trials", "9"])
 
 
 def test_messages_name_the_command(capsys):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NARROWEST = 12
 """Of the bars, in characters."""
 
+MOST_ROWS = 12
+"""Of the table, where there are three axes or more."""
+
 COLORS = {"best": "C2", "can't tell": "C0", "worse": "C3", "diverged": "C3"}
 
 LOWEST = 0.05
@@ -23,10 +26,16 @@ LOWEST = 0.05
 
 
 def table(line: Line, found: Sequence[Standing], baseline: Baseline | None, width: int = 80) -> "Table":
-    """A row a point, with a bar: `●` is its accuracy, `─` the interval of its difference to the best, `┊` the best."""
+    """A row a point, with a bar: `●` is its accuracy, `─` the interval of its difference to the best, `┊` the best.
+
+    Of three axes or more, only the best points, best first; bars where there is room for them.
+    """
     from rich import box
     from rich.table import Table
 
+    ends = _range(found)
+    if len(line.axes) > 2:
+        found = sorted(found, key=lambda it: -it.accuracy)[:MOST_ROWS]
     rows = [
         (
             line.label(it.point),
@@ -41,18 +50,20 @@ def table(line: Line, found: Sequence[Standing], baseline: Baseline | None, widt
         rows.append((baseline.name, "", f"{100 * baseline.validation:.1f}", "", ""))
     headings = (line.key, "seeds", "val %", "to the best", "")
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    cells = max(NARROWEST, width - sum(widths) - len(widths))
+    cells = width - sum(widths) - len(widths)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, wide in zip(headings, widths, strict=True):
         shown.add_column(heading, justify="right" if heading in headings[1:4] else "left", no_wrap=True, min_width=wide)
-    shown.add_column("", no_wrap=True)
-    for it, row in itertools.zip_longest(found, rows):
-        shown.add_row(*row, _bar(it, _range(found), cells) if it else "")
+    bars = [_bar(it, ends, cells) for it in found] if cells >= NARROWEST else []
+    if bars:
+        shown.add_column("", no_wrap=True)
+    for row, bar in itertools.zip_longest(rows, bars):
+        shown.add_row(*row, *filter(None, [bar]))
     return shown
 
 
 def draw(line: Line, found: Sequence[Standing], baseline: Baseline | None, path: Path) -> None:
-    """Draw a PNG: of one axis a curve, of two a map."""
+    """Draw a PNG: of one axis a curve, of two a map, of more a part for each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,8 +71,14 @@ def draw(line: Line, found: Sequence[Standing], baseline: Baseline | None, path:
     import seaborn as sns
 
     sns.set_theme(style="whitegrid", context="notebook")
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    (_curve if len(line.axes) == 1 else _map)(axes, line, found, baseline)
+    if len(line.axes) <= 2:
+        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        (_curve if len(line.axes) == 1 else _map)(axes, line, found, baseline)
+    else:
+        figure, parts = plt.subplots(
+            1, len(line.axes), figsize=(4 * len(line.axes), 4.5), sharey=True, layout="constrained"
+        )
+        _parts(parts, line, found, baseline)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -116,6 +133,28 @@ def _map(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseline
     beside = f"; {baseline.name}: {baseline.validation:.1%}" if baseline else ""
     axes.set_title(f"{line.key}: validation accuracy, %{beside}")
     axes.figure.colorbar(points, ax=axes, format=PercentFormatter(1))
+
+
+def _parts(parts: Sequence["Axes"], line: Line, found: Sequence[Standing], baseline: Baseline | None) -> None:
+    """Accuracy over each strength; the others vary along."""
+    from matplotlib.ticker import NullFormatter, PercentFormatter
+
+    low, high, top = _range(found)
+    for place, (axes, axis) in enumerate(zip(parts, line.axes, strict=True)):
+        for it in found:
+            strength = axis.strengths[it.point[place]]
+            axes.plot(strength, max(it.accuracy, low - LOWEST), "o", color=COLORS[it.word], alpha=0.8)
+        if baseline:
+            axes.axhline(baseline.validation, color="C1", linestyle="--", linewidth=1, label=baseline.name)
+        axes.set(xscale="log", xlabel=axis.kind, xlim=(axis.strengths[0] / 2, axis.strengths[-1] * 2))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    for word, color in COLORS.items():
+        if any(it.word == word for it in found):
+            parts[-1].plot([], [], "o", color=color, label=word)
+    parts[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
+    parts[0].set(ylabel="validation accuracy", ylim=(low - LOWEST, max(high, top) + LOWEST / 5))
+    parts[0].yaxis.set_major_formatter(PercentFormatter(1))
+    parts[0].figure.suptitle(line.key)
 
 
 def _range(found: Sequence[Standing]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""What is searched: a line under `reg`, one or two of whose strengths are open, and the strengths to choose from."""
+"""What is searched: a line under `reg`, one or more of whose strengths are open, and the strengths to choose from."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Line:
         return "_".join([self.key, *(number(it).replace("-", "_").replace(".", "_") for it in self._places(point))])
 
     def label(self, point: Point) -> str:
-        """What a point is called in sentences: `1e-4`; of two axes `l1 1e-5, l2 1e-4`."""
+        """What a point is called in sentences: `1e-4`; of several axes `l1 1e-5, l2 1e-4`."""
         if len(self.axes) == 1:
             return number(*self._places(point))
         return ", ".join(f"{kind} {number(strength)}" for kind, strength in self.strengths(point).items())
@@ -109,40 +109,40 @@ def strengths(low: float, high: float, per_decade: int) -> tuple[float, ...]:
 
 
 def lines(
-    settings: Params, targets: Sequence[str], over: str | None, ends: Sequence[tuple[float, float]], per_decade: int
+    settings: Params, targets: Sequence[str], over: Sequence[str], ends: Sequence[tuple[float, float]], per_decade: int
 ) -> tuple[Line, ...]:
     """The lines that a command names, each with its strengths.
 
     Args:
         settings: of params.yaml.
-        targets, over: as for `parse`; `over` joins the only target.
+        targets, over: as for `parse`; all of `over` join the only target.
         ends: the weakest and the strongest strength, once for all or once for each of targets and `over`.
         per_decade: strengths in each.
 
     Raises:
         UserError: something of it is wrong.
     """
-    axes = len(targets) + (over is not None)
+    axes = len(targets) + len(over)
     if len(ends) not in (1, axes):
         raise UserError(f"--from and --to should be there once, or once for each of {axes}, in their order")
-    if over is not None and len(targets) > 1:
+    if over and len(targets) > 1:
         raise UserError("--over joins one line; search the others by a command of their own")
     ranges = [strengths(*it, per_decade) for it in ends] * (axes if len(ends) == 1 else 1)
-    if over is not None:
+    if over:
         return (parse(settings, targets[0], over, ranges),)
-    found = tuple(parse(settings, target, None, [range_]) for target, range_ in zip(targets, ranges, strict=True))
+    found = tuple(parse(settings, target, (), [range_]) for target, range_ in zip(targets, ranges, strict=True))
     if len({it.key for it in found}) < len(found):
         raise UserError("each line can be searched once in a command")
     return found
 
 
-def parse(settings: Params, target: str, over: str | None, ranges: Sequence[tuple[float, ...]]) -> Line:
+def parse(settings: Params, target: str, over: Sequence[str], ranges: Sequence[tuple[float, ...]]) -> Line:
     """The line that a command names.
 
     Args:
         settings: of params.yaml.
         target: a key under `reg`, KEY.KIND of a line with several kinds, or a kind; `reg.` may stand before it.
-        over: a second one on the same line, as KEY.KIND or as a kind that joins the line; None: one axis.
+        over: more on the same line, each as KEY.KIND or as a kind that joins the line.
         ranges: the strengths of each axis.
 
     Raises:
@@ -150,14 +150,14 @@ def parse(settings: Params, target: str, over: str | None, ranges: Sequence[tupl
     """
     key, kind = _split(settings, target)
     given = _given(settings, key)
-    kinds = [kind]
-    if over is not None:
-        other_key, other = _split(settings, over)
-        joins = "." not in over.removeprefix("reg.") and other_key == other
-        if other_key != key and not joins:
-            raise UserError(f"--over {over}: {other_key} is another line than {key}; both should be of one line")
-        if other == kind:
-            raise UserError(f"--over {over}: this is {target} itself; name another kind")
+    line_key, kinds = key, [kind]
+    for it in over:
+        other_key, other = _split(settings, it)
+        joins = "." not in it.removeprefix("reg.") and other_key == other
+        if other_key != line_key and not joins:
+            raise UserError(f"--over {it}: {other_key} is another line than {line_key}; both should be of one line")
+        if other in kinds:
+            raise UserError(f"--over {it}: {other} is searched already; name another kind")
         if other not in given:
             key = f"{key}_{other}"
         kinds.append(other)

@@ -8,17 +8,19 @@ DVC's cache holds, and no file of its own has to be true.
 3. The best and the next ones tried on either side, with two seeds, then four, and so on, to all. One that is worse than
    the best beyond its interval is dropped.
 
-It is successive halving (K. Jamieson, A. Talwalkar, 2016) that knows that strengths beside each other do alike.
+It is successive halving (K. Jamieson, A. Talwalkar, 2016) that knows that strengths beside each other do alike. With
+three axes or more, or on demand, `proposals` takes the place of the first two steps, and the best few go on.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
 from regbench.report import statistics
+from regbench.search import proposals
 
 EVERY = 3
 """The first round trains one of so many strengths; the second trains what lies between, beside the best."""
@@ -28,6 +30,9 @@ SHARE = 0.4
 
 SMALLEST_GRID = 9
 """A smaller grid is taken to have so many strengths, or its share would not reach the last round."""
+
+FINALISTS = 3
+"""Of the proposed points, so many get a second seed."""
 
 Point = tuple[int, ...]
 """A place on each axis: which of its strengths."""
@@ -44,11 +49,13 @@ class Grid:
         shape: how many strengths each axis has.
         seeds: in the order in which they are trained, two or more.
         images: how many validation images there are.
+        trials: how many points are proposed; None: steps along each axis.
     """
 
     shape: tuple[int, ...]
     seeds: tuple[int, ...]
     images: int
+    trials: int | None = None
 
     @property
     def trainings(self) -> int:
@@ -58,6 +65,8 @@ class Grid:
     @property
     def most(self) -> int:
         """How many a search may take, where the best does not need more to have all seeds."""
+        if self.trials:
+            return min(self.trainings, self.trials + FINALISTS * (len(self.seeds) - 1))
         return min(self.trainings, int(SHARE * max(int(np.prod(self.shape)), SMALLEST_GRID) * len(self.seeds)))
 
 
@@ -97,16 +106,13 @@ def best(points: Sequence[Point], seeds: Sequence[int], counts: Counts) -> Point
 def _rounds(grid: Grid, counts: Counts) -> Iterator[Round]:
     """Each round; it may be asked for the next one only when `counts` has all of this one."""
     seeds = grid.seeds[:1]
-    coarse = [*itertools.product(*map(_coarse, grid.shape))]
-    yield Round(tuple(coarse), seeds)
-    tried = coarse
-    for _ in grid.shape:  # what is best may lie a step away on each axis
-        before, tried = tried, sorted({*tried, *_beside(best(tried, seeds, counts), grid.shape)})
-        if tried != before:
-            yield Round(tuple(tried), seeds)
+    tried = yield from (_proposed if grid.trials else _coarse_then_finer)(grid, seeds, counts)
     spent = set(itertools.product(tried, seeds))
     top = best(tried, seeds, counts)
-    finalists = sorted({top, *_next_tried(top, tried)})
+    if grid.trials:
+        finalists = sorted(tried, key=lambda point: (-_total(point, seeds, counts), point))[:FINALISTS]
+    else:
+        finalists = sorted({top, *_next_tried(top, tried)})
     while True:
         finalists = _not_worse(finalists, seeds, grid, counts)
         if len(seeds) == len(grid.seeds):
@@ -115,6 +121,26 @@ def _rounds(grid: Grid, counts: Counts) -> Iterator[Round]:
         finalists = _affordable(finalists, seeds, grid, counts, spent)
         yield (it := Round(tuple(finalists), seeds))
         spent |= it.pairs
+
+
+def _coarse_then_finer(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Generator[Round, None, Sequence[Point]]:
+    """The rounds with one seed; returns what was tried."""
+    tried = [*itertools.product(*map(_coarse, grid.shape))]
+    yield Round(tuple(tried), seeds)
+    for _ in grid.shape:  # what is best may lie a step away on each axis
+        before, tried = tried, sorted({*tried, *_beside(best(tried, seeds, counts), grid.shape)})
+        if tried != before:
+            yield Round(tuple(tried), seeds)
+    return tried
+
+
+def _proposed(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Generator[Round, None, Sequence[Point]]:
+    """The same, of proposed points."""
+    tried: list[Point] = []
+    for batch in proposals.batches(grid.shape, grid.trials or 0, lambda point: _total(point, seeds, counts)):
+        tried = sorted({*tried, *batch})
+        yield Round(tuple(tried), seeds)
+    return tried
 
 
 def _coarse(size: int) -> list[int]:

@@ -93,12 +93,14 @@ class Search:
         text: params.yaml as it was when the search began.
         seeds: in the order in which they are trained.
         home: the user's project.
+        trials: how many points Optuna proposes of each line; None: steps along each axis.
     """
 
     lines: tuple[Line, ...]
     text: str
     seeds: tuple[int, ...]
     home: Path
+    trials: int | None = None
 
     @cached_property
     def settings(self) -> Params:
@@ -117,12 +119,18 @@ class Search:
 
     def grid(self, line: Line, known: Known) -> Grid:
         """A line for the planner."""
-        return Grid(line.shape, self.seeds, known.images)
+        return Grid(line.shape, self.seeds, known.images, self.trials)
 
     def rounds(self, line: Line, known: Known) -> list[Round]:
         """A line's rounds as far as they are known."""
         counts = {pair: int(flags.sum()) for pair, flags in known.of(line, self.seeds).items()}
         return planner.rounds(self.grid(line, known), counts)
+
+    def points(self, line: Line, known: Known) -> list[Point]:
+        """What may be known of a line: all points; where they are proposed, those of its rounds so far."""
+        if self.trials is None:
+            return _points(line)
+        return sorted({point for it in self.rounds(line, known) for point in it.points})
 
     def params(self, points: Sequence[tuple[Line, Point]], seeds: Sequence[int]) -> str:
         """params.yaml with a line for each point, and the baseline."""
@@ -149,10 +157,10 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
     with project.locked():
         copied = project.copy(search.settings.data.dataset)
         with contextlib.chdir(copied), said_as(command):
-            known = _look(search)
+            known = _look(search, Known())
             _train(search, known, place)
             # Once more, so that what was trained has both names; `names` says why.
-            _look(search)
+            _look(search, known)
             found = {line: _standings(search, line, known) for line in search.lines}
             best = max(found, key=lambda line: _top(found[line]).accuracy)
             baseline = _baseline(search, best, _top(found[best]), known)
@@ -170,9 +178,9 @@ def seeds_of(settings: Params, count: int) -> tuple[int, ...]:
 # Training
 
 
-def _look(search: Search) -> Known:
-    """What DVC's cache and the remote store know of the whole grid."""
-    points = [(line, point) for line in search.lines for point in _points(line)]
+def _look(search: Search, before: Known) -> Known:
+    """What DVC's cache and the remote store know of the whole grid, or of all rounds so far."""
+    points = [(line, point) for line in search.lines for point in search.points(line, before)]
     text = search.params(points, search.seeds)
     for line in _renamed(search):
         text = edit.with_line(text, line.key, line.value((0,) * len(line.axes)))
@@ -189,7 +197,7 @@ def _look(search: Search) -> Known:
             known.read(run.name, run.seed)
     if "prepare" in here:
         for line in _renamed(search):
-            for point, seed in names.share(line, _points(line), search.seeds, here):
+            for point, seed in names.share(line, search.points(line, before), search.seeds, here):
                 known.read(line.name(point), seed)
     return known
 
@@ -312,7 +320,8 @@ def _show(
     console.print(curve.table(line, found, baseline, console.width))
     for sentence in said:
         console.print(sentence, markup=False)
-    console.print(f"Picture: {place}    Experiments: dvc exp show", markup=False)
+    numbers = f"All {len(found)}: {place.with_suffix('.json')}    " if len(found) > curve.MOST_ROWS else ""
+    console.print(f"{numbers}Picture: {place}    Experiments: dvc exp show", markup=False)
 
 
 def _paste(search: Search, points: dict[Line, Point], apply: bool) -> None:

@@ -153,7 +153,7 @@ def _others(line: Line, found: Sequence[Standing]) -> str:
         if len(inside) == len(near):
             return f"{line.label(near[0])} to {line.label(near[-1])} can't be told from it."
     labels = [line.label(it.point) for it in found if it.word == "can't tell"]
-    named = "; ".join(labels) if len(labels) <= MOST_NAMED else f"{len(labels)} others, which the table names,"
+    named = "; ".join(labels) if len(labels) <= MOST_NAMED else f"{len(labels)} others"
     return f"{named} can't be told from it."
 
 
