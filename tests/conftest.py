@@ -1,6 +1,7 @@
 """Fixtures for all rooms; what they are made of is in scratch.py."""
 
 import fcntl
+import gc
 import os
 import shutil
 from collections import Counter
@@ -21,6 +22,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         seconds[item.path] += 5 if item.get_closest_marker("dvc") else 2 if item.get_closest_marker("slow") else 0.1
     items.sort(key=lambda item: -seconds[item.path])
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores: a tenth of the time, a worker waits for processes."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of each later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""A `python` that starts at once: forks of one process that has imported TensorFlow, DVC and what the report needs.
+"""A `python` that starts at once: forks of processes that have imported TensorFlow, DVC and what the report needs.
 
 The tests start more than a hundred stages and several hundred commands of DVC. Importing TensorFlow takes four seconds
 of CPU time, what the report needs one and a half, DVC half a second. Here `python SCRIPT` and `python -m MODULE` run in
 a fork that has the caller's arguments, environment variables, working directory and open files, and so does what they
-start by `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its own.
+start by `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its own. What
+never imports TensorFlow is forked from a process that has not: to fork a large one takes a tenth of a second.
 
 Not for tests of how a process starts and ends: limits of the shell, environment variables that Python or a library
 reads when it starts, and signals other than SIGKILL do not reach the fork. `sys.executable` of a test is a real Python.
@@ -11,6 +12,7 @@ With FRESH=1 in the environment, all are.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -26,13 +28,13 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NoReturn
 
-MODULES = (
-    "tensorflow",
-    "keras",
+LIGHT = (
     "seaborn",
     "scipy.stats",
     "pydantic",
+    "rich.live",
     "dvc.cli.parser",
     "dvc.repo.experiments.queue.celery",
     "dvc.repo.index",
@@ -40,6 +42,7 @@ MODULES = (
     "dvc.utils.strictyaml",
     "networkx",
 )
+HEAVY = ("tensorflow", "keras", *LIGHT)
 
 CLIENT = """
 import json, os, socket, sys
@@ -56,10 +59,14 @@ os._exit(code)
 
 PROGRAMS = {
     "python": """#!/bin/sh
-case $1 in
-*.py | -m) exec '{python}' -IS '{folder}/client.py' '{folder}/socket' "$@" ;;
+case "$1 $2 $3" in
+stages/plan.py* | stages/report.py* | "-m dvc "*) server=light ;;
+"-m regbench predict" | "-m regbench export") server=heavy ;;
+"-m regbench "*) server=light ;;
+*.py\\ * | "-m "*) server=heavy ;;
 *) exec '{python}' "$@" ;;
 esac
+exec '{python}' -IS '{folder}/client.py' "{folder}/$server" "$@"
 """,
     "dvc": "#!/bin/sh\nexec '{folder}/python' -m dvc \"$@\"\n",
 }
@@ -77,72 +84,101 @@ def programs() -> str | None:
         (folder / name).chmod(0o755)
     # What a user's own settings would change, `regbench.runtime` sets before TensorFlow is imported.
     neutral = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "TF_", "XLA_"))}
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(folder / "socket"))
-        listening.listen(64)
-        process = subprocess.Popen(
-            (sys.executable, __file__, str(listening.fileno()), str(folder)),
-            env=neutral | {"KERAS_HOME": str(folder)},
-            stdin=subprocess.PIPE,  # closed when this process ends
-            pass_fds=[listening.fileno()],
-        )
-    atexit.register(process.communicate)
+    servers = []
+    for name in ("light", "heavy"):
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(folder / name))
+            listening.listen(64)
+            server = subprocess.Popen(
+                (sys.executable, __file__, str(listening.fileno()), str(folder), name),
+                env=neutral | {"KERAS_HOME": str(folder)},
+                stdin=subprocess.PIPE,  # closed when this process ends
+                pass_fds=[listening.fileno()],
+            )
+        servers.append(server)
+
+    def stop():
+        for server in servers:
+            server.communicate()
+        shutil.rmtree(folder)
+
+    atexit.register(stop)
     return str(folder)
 
 
 @functools.cache
-def load() -> None:
+def load(modules: tuple[str, ...]) -> None:
     """Import what the forks share."""
     sys.path.remove(str(Path(__file__).parent))
     with open(os.devnull, "w") as nothing:  # TensorFlow's C++ writes a dozen lines
         stderr = os.dup(2)
         os.dup2(nothing.fileno(), 2)
-        for name in MODULES:
+        for name in modules:
             importlib.import_module(name)
         os.dup2(stderr, 2)
         os.close(stderr)
     gc.freeze()  # a collection in a fork would copy the memory that it shares
 
 
-def serve(listening: socket.socket, folder: str) -> list[str]:
-    """Let a fork answer each caller; returns there, with the caller's arguments."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
+    """Let a fork answer each caller; returns there, with the caller's arguments.
+
+    A caller hears of the fork's end, and the fork is killed where the caller ends first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the callers
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    callers: dict[int, socket.socket | None] = {}
     while True:
-        ready, _, _ = select.select([listening, sys.stdin], [], [])
+        waited = [listening, sys.stdin, woken, *filter(None, callers.values())]
+        ready, _, _ = select.select(waited, [], [])
         if sys.stdin in ready:
-            shutil.rmtree(folder)
             os._exit(0)
-        load()
-        connection, _ = listening.accept()
-        if not os.fork():
-            listening.close()
-            return answer(connection)
-        connection.close()
+        if woken in ready:
+            os.read(woken, 1 << 16)
+        for pid, connection in callers.items():
+            if connection in ready:
+                kill(pid)
+                connection.close()
+                callers[pid] = None
+        while callers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if connection := callers.pop(ended[0]):
+                with contextlib.suppress(OSError), connection:  # it may have ended just now
+                    connection.sendall(b"%d" % os.waitstatus_to_exitcode(ended[1]))
+        if listening in ready:
+            load(modules)
+            connection, _ = listening.accept()
+            request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+            while not request.endswith(b"\n"):
+                request += connection.recv(1 << 20)
+            if pid := os.fork():
+                callers[pid] = connection
+                for number in descriptors:
+                    os.close(number)
+                continue
+            signal.set_wakeup_fd(-1)
+            for other in (listening, connection, *filter(None, callers.values())):
+                other.close()
+            for number in (woken, wake):
+                os.close(number)
+            return become(request, descriptors)
 
 
-def answer(connection: socket.socket) -> list[str]:
-    """Become what a caller asked for in another fork, which ends with the caller; returns there."""
+def kill(pid: int) -> None:
+    """End a fork and what it has started in its session."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no session of its own yet
+        os.kill(pid, signal.SIGKILL)
+
+
+def become(request: bytes, descriptors: list[int]) -> list[str]:
+    """Take over the caller's files, folder and environment; its arguments."""
+    os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setsid()
-    request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    while not request.endswith(b"\n"):
-        request += connection.recv(1 << 20)
-    if child := os.fork():
-        ended = threading.Event()
-
-        def end_with_the_caller():
-            connection.recv(1)
-            if not ended.is_set():
-                os.killpg(0, signal.SIGKILL)
-
-        threading.Thread(target=end_with_the_caller, daemon=True).start()
-        _, status = os.waitpid(child, 0)
-        ended.set()
-        connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
-        os._exit(0)
-    connection.close()
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -169,6 +205,26 @@ def run(arguments: list[str], executable: str) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+def end(code: object) -> NoReturn:
+    """End as Python does, but leave what was imported alone: to take it down would copy the memory that is shared."""
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
-    listening, folder = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    run(serve(listening, folder), f"{folder}/python")
+    listening, folder, name = socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3]
+    arguments = serve(listening, {"light": LIGHT, "heavy": HEAVY}[name])
+    try:
+        run(arguments, f"{folder}/python")
+    except SystemExit as ended:
+        end(ended.code)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        end(1)
+    end(0)

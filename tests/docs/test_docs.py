@@ -103,7 +103,7 @@ ELSEWHERE = {
     "regbench search l2 --over l1 --from 1e-5 --from 1e-6 --to 1e-2 --to 1e-4": SEARCHED,
     "regbench search elastic.l2 --over elastic.l1 --from 1e-6 --to 1e-3": SEARCHED,
     "regbench search l2 --over l1 --over dropout --from 1e-6 --to 1e-2 --from 1e-7 --to 1e-4 --from 0.05 "
-    "--to 0.5": "search/test_search.py::test_three_kinds_and_again",
+    "--to 0.5": "search/test_search.py::test_three_kinds",
     "regbench repro --jobs 2": "runner/test_local.py::test_side_by_side",
     "regbench table": "report/test_write.py::test_seconds_are_those_of_the_last_training_here",
     "dvc exp run -S 'seeds=[0,1,2,3,4,5]'": "pipeline/test_params_file.py::test_one_line_changes",

@@ -1,5 +1,6 @@
 """Intervals and tests against published examples, scipy and statsmodels, and their own definition by simulation."""
 
+import gc
 import itertools
 import math
 import warnings
@@ -217,8 +218,11 @@ def test_pairs_of_images_agree_with_statsmodels():
 
 
 @pytest.mark.slow
-def test_gaps_and_holm_agree_with_scipy_and_statsmodels():
+def test_gaps_and_holm_agree_with_scipy_and_statsmodels(monkeypatch):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
+    monkeypatch.setattr(
+        gc, "collect", lambda *_: 0
+    )  # statsmodels calls it, at a quarter of a second
     rng = np.random.default_rng(4)
     for case in range(RANDOM):
         p_values = rng.choice([rng.uniform(0, 1), rng.uniform(0, 0.01), 0, 1, 0.05], int(rng.integers(1, 12)))
@@ -226,7 +230,7 @@ def test_gaps_and_holm_agree_with_scipy_and_statsmodels():
         ordered = np.sort(p_values)
         adjusted = [min(1, max((len(ordered) - i) * p for i, p in enumerate(ordered) if p <= it)) for it in p_values]
         assert np.allclose(statistics.holm(p_values), adjusted)
-        if case % 200 == 0:  # slow
+        if case % 20 == 0:
             assert np.allclose(adjusted, multitest.multipletests(p_values, method="holm")[1])
     for _ in range(100):
         (train_images, test_images), seeds = rng.integers(1, 20_000, 2).tolist(), int(rng.integers(2, 8))
