@@ -144,7 +144,8 @@ NOT_RUN = {
     "pip install pre-commit && pre-commit install": "needs the network",
     "python benchmarks/bench.py agreement": "part of `make bench`",
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
-    "python benchmarks/search.py /tmp/search": "hours",
+    "python benchmarks/search.py /tmp/search": "half an hour",
+    "python benchmarks/seeds.py /tmp/seeds": "half an hour",
     "python benchmarks/dvc_at_scale.py": "ten minutes",
 }
 

@@ -19,6 +19,7 @@ from regbench import catalogue, files, params
 from regbench.errors import UserError
 from regbench.report import results, tracked, verdicts
 from regbench.report.results import Diverged, Report
+from regbench.report.statistics import Estimate
 from regbench.review import git
 
 BLOCK = re.compile(r"<!-- (?P<name>[a-z_]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
@@ -31,6 +32,8 @@ MADE = Path("docs/results.json")
 BENCHMARKS = Path("benchmarks/results.json")
 ARTICLE = Path("docs/article.json")
 RECIPE = Path("docs/recipe.json")
+SEARCH = Path("benchmarks/search.json")
+SEEDS = Path("benchmarks/seeds.json")
 
 
 def fill() -> list[Path]:
@@ -255,6 +258,42 @@ def _agreement() -> str:
     )
 
 
+def _search() -> str:
+    """What a search picks beside the full grid."""
+    found = _of_machine(_json(SEARCH))
+    rows = [
+        (
+            ", ".join(map(str, it["seeds"])),
+            it["searched"],
+            it["grid"],
+            ", ".join(it["not_told_from_the_grids"]),
+            f"{it['trainings']} of {it['of']} ({it['share']:.0%})",
+        )
+        for it in found["repetitions"]
+    ]
+    heading = ("seeds", "the search picks", "the full grid picks", "not told from the grid's pick", "trainings")
+    images = found["repetitions"][0]["validation_images"]
+    return (
+        f"{found['network']}, images and epochs of the default, {images:,} validation images, n = {len(rows)}; "
+        f"{where(found)}.\n\n{table(heading, rows)}"
+    )
+
+
+def _seeds_apart() -> str:
+    """The default with nine seeds, and with three of them at a time."""
+    found, rows = _of_machine(_json(SEEDS)), []
+    for it in found["results"]:
+        for name, row in it["rows"].items():
+            compared: tuple[str, ...] = ("",) * 3
+            if row["difference"]:
+                compared = (verdicts.interval(Estimate(**row["difference"])), _p(row["p_corrected"]), row["verdict"])
+            seeds = f"{it['seeds'][0]} to {it['seeds'][-1]}"
+            rows.append((seeds, name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared))
+    heading = ("seeds", "regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
+    images = found["results"][0]["images"]
+    return f"{table(heading, rows)}\n\nsd: over seeds, in points. {images:,} test images; {where(found)}."
+
+
 def _as_measured(part: dict[str, Any]) -> str:
     """A table that stands in JSON as it does in the page."""
     return f"{part['note']}; {where(part)}.\n\n{table(tuple(part['heading']), part['rows'])}"
@@ -284,6 +323,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "agreement": _agreement,
     "scale": lambda: _as_measured(_part("dvc_at_scale")),
     "gpu": lambda: _as_measured(_part("gpu")),
+    "search": _search,
+    "seeds": _seeds_apart,
     "recipe": lambda: _as_measured(_of_machine(_json(RECIPE))),
     "catalogue": _catalogue,
 }
