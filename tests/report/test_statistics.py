@@ -220,9 +220,7 @@ def test_pairs_of_images_agree_with_statsmodels():
 @pytest.mark.slow
 def test_gaps_and_holm_agree_with_scipy_and_statsmodels(monkeypatch):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
-    monkeypatch.setattr(
-        gc, "collect", lambda *_: 0
-    )  # statsmodels calls it, at a quarter of a second
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels calls it, at a quarter of a second
     rng = np.random.default_rng(4)
     for case in range(RANDOM):
         p_values = rng.choice([rng.uniform(0, 1), rng.uniform(0, 0.01), 0, 1, 0.05], int(rng.integers(1, 12)))

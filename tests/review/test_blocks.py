@@ -16,7 +16,8 @@ def pages(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "benchmarks").mkdir()
-    shutil.copy(ROOT / "benchmarks/results.json", tmp_path / "benchmarks")
+    for path in (ROOT / "benchmarks").glob("*.json"):
+        shutil.copy(path, tmp_path / "benchmarks")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
