@@ -3,8 +3,8 @@
 The tests start more than a hundred stages and several hundred commands of DVC. Importing TensorFlow takes four seconds
 of CPU time, what the report needs one and a half, DVC half a second. Here `python SCRIPT` and `python -m MODULE` run in
 a fork that has the caller's arguments, environment variables, working directory and open files, and so does what they
-start by `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its own. What
-never imports TensorFlow is forked from a process that has not: to fork a large one takes a tenth of a second.
+start by `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its own.
+Programs that never import TensorFlow are forked from a small process: forking a large one takes a tenth of a second.
 
 Not for tests of how a process starts and ends: limits of the shell, environment variables that Python or a library
 reads when it starts, and signals other than SIGKILL do not reach the fork. `sys.executable` of a test is a real Python.

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,14 +43,8 @@ def test_a_stage_ends_with_dvc(template, tmp_path, monkeypatch, shell):
     # Long enough that DVC is dead before the training ends, on a busy machine too.
     params = repository.folder / "params.yaml"
     params.write_text(params.read_text().replace("epochs: 8", "epochs: 5000"))
-    process = subprocess.Popen(
-        (sys.executable, "-m", "dvc", "repro"),
-        cwd=repository.folder,
-        env=repository.environment() | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    real = repository.environment() | {"PYTHONUNBUFFERED": "1"}
+    process = repository.start(sys.executable, "-m", "dvc", "repro", **real)
     for line in process.stdout:
         if " epoch 1/" in line:
             break

@@ -174,7 +174,7 @@ ALL = {
 }
 """What is the same on one device and on two."""
 
-NOISY = {"dropout": 0.3, "ema": 0.5, "gaussian_noise": 0.1, "sam": 0.05, "spatial_dropout": 0.2, "early_stopping": 2}
+NOISY = ALL | {"dropout": 0.3, "gaussian_noise": 0.1, "spatial_dropout": 0.2, "early_stopping": 2}
 
 SCRIPT = """
 import functools, sys

@@ -15,7 +15,7 @@ from regbench.review import check, git, lockfile, parameters, pull_request
 
 READ = ("dvc.lock", "params.yaml", "report.json", "metrics/summary.json")
 TRACKED = (*READ, "report.md", "plots/curves.csv", "dvc.yaml")
-COSTLY = settings().max_examples // 10
+COSTLY = settings().max_examples // 5
 """How many examples of a test that asks Git."""
 
 

@@ -62,7 +62,7 @@ def test_rwlock_of_another_shape(done, text):
 
 
 def test_a_killed_process_holds_nothing(done):
-    """It is a zombie: its parent, this test, has not collected its exit code."""
+    """The process is a zombie: this test is its parent and does not collect its exit code."""
     killed = subprocess.Popen(("sleep", "60"))
     killed.kill()
     while psutil.Process(killed.pid).status() != psutil.STATUS_ZOMBIE:
