@@ -12,10 +12,10 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import project
 from project import ROOT, regbench
 
+from regbench import files
 from regbench.review import blocks
 
 
@@ -38,14 +38,14 @@ def main():
         first = repetition * arguments.seeds
         found.append(repeat(arguments, committed, [*range(first, first + arguments.seeds)]))
         record = {"machine": blocks.made_here(), "network": arguments.network, "repetitions": found}
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+        files.write_json(arguments.out, record)
         print(json.dumps(found[-1], indent=2), flush=True)
 
 
 def repeat(arguments, committed, seeds):
     """One repetition: what the search picks, what the grid picks, and what each took."""
     from regbench import params
-    from regbench.search import edit, line, planner, verdict
+    from regbench.search import edit, line, planner, search, verdict
 
     jobs = ["--jobs", arguments.jobs] if arguments.jobs else []
     path, reg = Path("params.yaml"), edit.raw_lines(committed)
@@ -61,8 +61,11 @@ def repeat(arguments, committed, seeds):
     lines = {baseline: reg[baseline]} | {names[point]: whole.spelled_out(point) for point in points}
     path.write_text(edit.with_sections(committed, lines, seeds))
     regbench("repro", *jobs)
-    flags = {(point, seed): right(f"{names[point]}-{seed}") for point in points for seed in seeds}
-    grid = planner.Grid((len(points),), tuple(seeds), len(next(iter(flags.values()))))
+    known = search.Known()
+    for name in names.values():
+        for seed in seeds:
+            known.read(name, seed)
+    flags, grid = known.of(whole, seeds), planner.Grid(whole.shape, tuple(seeds), known.images)
     standings = verdict.standings(grid, [planner.Round(tuple(points), tuple(seeds))], flags)
     of_grid = next(it for it in standings if it.word == "best")
     picked = next(it for it in searched["points"] if it["word"] == "best")["label"]
@@ -82,15 +85,6 @@ def repeat(arguments, committed, seeds):
         },
         "sentences": searched["sentences"],
     }
-
-
-def right(run_key):
-    """bool [images], which validation images a run has right."""
-    import csv
-
-    with open(f"runs/{run_key}/evaluation/predictions.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
-    return np.array([row["label"] == row["prediction"] for row in rows])
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ is trained again. A quarter of an hour on two cores beyond what the cache has; d
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import project
 from project import ROOT, regbench
 
+from regbench import files
 from regbench.report import results
 from regbench.review import blocks
 from regbench.search import edit
+
+KEPT = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict"}
+"""Of each row of report.json."""
 
 
 def main():
@@ -32,10 +35,7 @@ def main():
         rows = {name: row.model_dump(include=KEPT) for name, row in report.rows.items()}
         found.append({"seeds": seeds, "images": report.images.test, "rows": rows})
         record = {"machine": blocks.made_here(), "results": found}
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-
-
-KEPT = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict"}
+        files.write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -318,6 +318,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    return _whole(text, 0)
+
+
 def _from_one(text: str) -> int:
     return _whole(text, 1)
 
@@ -329,12 +333,6 @@ def _seeds(text: str) -> int:
 def _whole(text: str, low: int) -> int:
     if not text.isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it should be a whole number from {low}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it should be a whole number from 0")
     return int(text)
 
 

@@ -123,10 +123,7 @@ def _results(folder: Path | None = None) -> str:
         if isinstance(row, Diverged):
             rows.append((name, "diverged", "", "", ""))
             continue
-        compared = (
-            (verdicts.interval(row.difference), _p(row.p_corrected), row.verdict) if row.difference else ("",) * 3
-        )
-        rows.append((name, _percent(row.test), *compared))
+        rows.append((name, _percent(row.test), *_compared(row.difference, row.p_corrected, row.verdict)))
     baseline = report.baseline or "the baseline"
     heading = ("regularizer", "test accuracy, % [95 %]", f"difference to {baseline}, points [95 %]", "p", "verdict")
     images = report.images.test if report.images else 0
@@ -284,9 +281,8 @@ def _seeds_apart() -> str:
     found, rows = _of_machine(_json(SEEDS)), []
     for it in found["results"]:
         for name, row in it["rows"].items():
-            compared: tuple[str, ...] = ("",) * 3
-            if row["difference"]:
-                compared = (verdicts.interval(Estimate(**row["difference"])), _p(row["p_corrected"]), row["verdict"])
+            difference = Estimate(**row["difference"]) if row["difference"] else None
+            compared = _compared(difference, row["p_corrected"], row["verdict"])
             seeds = f"{it['seeds'][0]} to {it['seeds'][-1]}"
             rows.append((seeds, name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared))
     heading = ("seeds", "regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
@@ -386,6 +382,13 @@ def _with_strength(name: str, line: params.Regularizer) -> str:
 def _percent(estimate: Any) -> str:
     ends = "" if estimate.low is None else f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
     return f"{100 * estimate.value:.1f}{ends}"
+
+
+def _compared(difference: Estimate | None, p: float | None, verdict: str | None) -> tuple[str, ...]:
+    """Three cells: the difference with its interval, p and the verdict; empty for the baseline."""
+    if difference is None or p is None:
+        return "", "", ""
+    return verdicts.interval(difference), _p(p), verdict or ""
 
 
 def _p(p: float) -> str:

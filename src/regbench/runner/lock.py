@@ -46,7 +46,7 @@ def mend() -> list[str]:
 def _release_ended() -> None:
     """Drop what processes that were killed hold in the rwlock.
 
-    DVC does so too, but not for a zombie: a process that ended and whose parent has not collected its exit code. In a
+    DVC takes a zombie for alive: a process that has ended, but whose parent has not collected its exit code. In a
     container whose first process is a shell, a zombie stays for ever.
     """
     from dvc.lock import make_lock

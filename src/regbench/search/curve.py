@@ -100,10 +100,7 @@ def _curve(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseli
             axes.annotate(str(len(it.seeds)), (strength, it.accuracy), **beside)
     if baseline:
         axes.axhline(baseline.validation, color="C1", linestyle="--", linewidth=1, label=baseline.name)
-    for word, color in COLORS.items():
-        if any(it.word == word for it in found):
-            axes.plot([], [], "o", color=color, label=word)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
+    _legend(axes, found)
     axes.set(ylabel="validation accuracy", xscale="log", xlim=(strengths[0] / 2, strengths[-1] * 2))
     axes.set_xlabel("strength\nnumbers: seeds; bars: 95 % intervals of the difference to the best")
     axes.set_title(line.key if line.key == line.axes[0].kind else f"{line.key}: {line.axes[0].kind}")
@@ -148,13 +145,18 @@ def _parts(parts: Sequence["Axes"], line: Line, found: Sequence[Standing], basel
             axes.axhline(baseline.validation, color="C1", linestyle="--", linewidth=1, label=baseline.name)
         axes.set(xscale="log", xlabel=axis.kind, xlim=(axis.strengths[0] / 2, axis.strengths[-1] * 2))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    for word, color in COLORS.items():
-        if any(it.word == word for it in found):
-            parts[-1].plot([], [], "o", color=color, label=word)
-    parts[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
+    _legend(parts[-1], found)
     parts[0].set(ylabel="validation accuracy", ylim=(low - LOWEST, max(high, top) + LOWEST / 5))
     parts[0].yaxis.set_major_formatter(PercentFormatter(1))
     parts[0].figure.suptitle(line.key)
+
+
+def _legend(axes: "Axes", found: Sequence[Standing]) -> None:
+    """What the colours mean, beside the picture."""
+    for word, color in COLORS.items():
+        if any(it.word == word for it in found):
+            axes.plot([], [], "o", color=color, label=word)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
 
 
 def _range(found: Sequence[Standing]) -> tuple[float, float, float]:

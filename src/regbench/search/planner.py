@@ -106,13 +106,14 @@ def best(points: Sequence[Point], seeds: Sequence[int], counts: Counts) -> Point
 def _rounds(grid: Grid, counts: Counts) -> Iterator[Round]:
     """Each round; it may be asked for the next one only when `counts` has all of this one."""
     seeds = grid.seeds[:1]
-    tried = yield from (_proposed if grid.trials else _coarse_then_finer)(grid, seeds, counts)
-    spent = set(itertools.product(tried, seeds))
-    top = best(tried, seeds, counts)
     if grid.trials:
+        tried = yield from _proposed(grid, grid.trials, seeds, counts)
         finalists = sorted(tried, key=lambda point: (-_total(point, seeds, counts), point))[:FINALISTS]
     else:
+        tried = yield from _coarse_then_finer(grid, seeds, counts)
+        top = best(tried, seeds, counts)
         finalists = sorted({top, *_next_tried(top, tried)})
+    spent = set(itertools.product(tried, seeds))
     while True:
         finalists = _not_worse(finalists, seeds, grid, counts)
         if len(seeds) == len(grid.seeds):
@@ -134,10 +135,12 @@ def _coarse_then_finer(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Ge
     return tried
 
 
-def _proposed(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Generator[Round, None, Sequence[Point]]:
+def _proposed(
+    grid: Grid, trials: int, seeds: tuple[int, ...], counts: Counts
+) -> Generator[Round, None, Sequence[Point]]:
     """The same, of proposed points."""
     tried: list[Point] = []
-    for batch in proposals.batches(grid.shape, grid.trials or 0, lambda point: _total(point, seeds, counts)):
+    for batch in proposals.batches(grid.shape, trials, lambda point: _total(point, seeds, counts)):
         tried = sorted({*tried, *batch})
         yield Round(tuple(tried), seeds)
     return tried

@@ -180,8 +180,8 @@ def seeds_of(settings: Params, count: int) -> tuple[int, ...]:
 
 def _look(search: Search, before: Known) -> Known:
     """What DVC's cache and the remote store know of the whole grid, or of all rounds so far."""
-    points = [(line, point) for line in search.lines for point in search.points(line, before)]
-    text = search.params(points, search.seeds)
+    points = {line: search.points(line, before) for line in search.lines}
+    text = search.params([(line, point) for line, found in points.items() for point in found], search.seeds)
     for line in _renamed(search):
         text = edit.with_line(text, line.key, line.value((0,) * len(line.axes)))
     project.write_params(text)
@@ -197,7 +197,7 @@ def _look(search: Search, before: Known) -> Known:
             known.read(run.name, run.seed)
     if "prepare" in here:
         for line in _renamed(search):
-            for point, seed in names.share(line, search.points(line, before), search.seeds, here):
+            for point, seed in names.share(line, points[line], search.seeds, here):
                 known.read(line.name(point), seed)
     return known
 
