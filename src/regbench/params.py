@@ -91,6 +91,7 @@ class Train(Section):
     momentum: float = Field(ge=0, lt=1, description="a number from 0, below 1")
     flip: bool = Field(description="true or false")
     batch_norm_images: int = _whole(0, 10**9)
+    moving_averages: bool = Field(description="true or false")
     synchronize_batch_norm: bool = Field(description="true or false")
     precision: Literal["float32", "bfloat16", "float16"] = Field(description="float32, bfloat16 or float16")
     jit: bool = Field(description="true or false")

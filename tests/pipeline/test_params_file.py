@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
         ("evaluate.corrupted_images=0", ["  corrupted_images: 400"], ["  corrupted_images: 0"]),
         ("report.baseline=null", ["  baseline: none"], ["  baseline:"]),
         ("live.tensorboard=true", ["  tensorboard: false"], ["  tensorboard: true"]),
-        ("train.schedule=cosine", ["  schedule: constant"], ["  schedule: cosine"]),
+        ("train.schedule=constant", ["  schedule: cosine"], ["  schedule: constant"]),
     ],
 )
 def test_one_line_changes(tmp_path, setting, removed, added):

@@ -31,7 +31,7 @@ def refreshed(settings, tmp_path, monkeypatch):
     chosen = settings(**{"data.train_images": IMAGES})
     prepare.prepare(chosen.data, tmp_path / "prepared")
     split = arrays.load("train", tmp_path / "prepared")
-    options = chosen.train.model_copy(update={"batch_norm_images": IMAGES, "flip": False})
+    options = chosen.train.model_copy(update={"batch_norm_images": IMAGES, "flip": False, "moving_averages": False})
 
     def refresh(layer, *before, trained=True):
         x = images = keras.Input((32, 32, 3), dtype="uint8")
@@ -42,7 +42,7 @@ def refreshed(settings, tmp_path, monkeypatch):
         layer.trainable = trained
         in_training = keras.Model(images, network.output)
         in_training.plain = network
-        PopulationStatistics(in_training, split, {"train": options, "seed": 0}).refresh(0)
+        PopulationStatistics(in_training, split, split, {"train": options, "seed": 0}).refresh(0)
         batches = arrays.training_batches(split, batch_size=BATCH, seed=0, flip=False, epoch=0)
         return layer, [inputs(batch.numpy()).numpy() for batch, _ in batches]
 

@@ -48,7 +48,7 @@ def train(plan_of, tmp_path):
 
 def rows(folder):
     with open(folder / "history.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def assert_same(one, other):
@@ -118,7 +118,7 @@ def test_a_long_epoch_continues_from_its_midst(prepared, train, cut_off, monkeyp
     whole = train("whole", **changes)
     monkeypatch.setattr(history, "SAVE_SECONDS", 0)
     # 10 steps an epoch, the state saved after each: this is the fourth step of the second epoch.
-    cut_off(15, "resumed", **changes)
+    cut_off(14, "resumed", **changes)
     (latest, before) = sorted((file.name for file in checkpoint.FOLDER.glob("*/*.npz")), reverse=True)
     assert (latest, before) == ("000001-000000004.npz", "000001-000000003.npz")
     resumed = train("resumed", **changes)
@@ -224,7 +224,7 @@ def test_population_statistics_are_of_the_final_weights(prepared, plan_of, monke
     model.compile(built, chosen["train"], 5)
     built.fit(np.array(split.images), np.array(split.labels), batch_size=32, verbose=0)
     before = [weight.numpy() for weight in built.trainable_variables]
-    PopulationStatistics(built, split, chosen).refresh(0)
+    PopulationStatistics(built, split, split, chosen).refresh(0)
     for weight, old in zip(built.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(weight, old)
 
@@ -251,12 +251,33 @@ def test_population_statistics_leave_training_alone(prepared, train):
     assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(*(averages for _, averages in trained), strict=True))
 
 
+def test_moving_averages_are_read_beside_those_computed_anew(prepared, train, cut_off, monkeypatch):
+    """One training has the columns of two: one that keeps the moving averages, and one that computes them anew."""
+    monkeypatch.setattr(history, "SAVE_SECONDS", 0)
+    changes = {"train.epochs": 2, "train.batch_norm_images": 64}
+    kept, anew = train("kept", **changes | {"train.batch_norm_images": 0}), train("anew", **changes)
+    changes |= {"train.moving_averages": True}
+    both = train("both", **changes)
+    for row, of_kept, of_anew in zip(rows(both), rows(kept), rows(anew), strict=True):
+        assert row["val_accuracy_moving"] == pytest.approx(of_kept["val_accuracy"], abs=1e-6)
+        assert row["val_cross_entropy_moving"] == pytest.approx(of_kept["val_cross_entropy"], rel=1e-5)
+        assert all(row[name] == of_anew[name] for name in history.COLUMNS if not name.endswith("_moving"))
+        assert row["val_cross_entropy_moving"] != pytest.approx(row["val_cross_entropy"], rel=1e-3)
+    weights = [keras.saving.load_model(folder / "model.keras").get_weights() for folder in (both, anew)]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for saves in (5, 7):  # after the first epoch of 5 steps, and in the midst of the second
+        cut_off(saves, f"cut{saves}", **changes)
+        assert_same(both, train(f"cut{saves}", **changes))
+
+
 @pytest.mark.parametrize("changes", [{"train.batch_norm_images": 0}, {"model.batch_norm": False}])
 def test_no_population_statistics_where_none_are_asked_for(prepared, plan_of, changes):
     chosen, _ = plan_of("none-0", prepared, **NARROW | changes)
     built = model.build(chosen, (32, 32, 3), 10)
     before = [weight.numpy() for weight in built.weights]
-    PopulationStatistics(built, arrays.load("train", prepared / "prepared"), chosen).refresh(0)
+    split = arrays.load("train", prepared / "prepared")
+    PopulationStatistics(built, split, split, chosen).refresh(0)
     for weight, old in zip(built.weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
 

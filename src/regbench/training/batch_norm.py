@@ -1,6 +1,7 @@
-"""Batch normalization's means and variances for the weights at the end of an epoch."""
+"""Batch normalization: means and variances for the weights at the end of an epoch, and the averages of training."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from regbench import data, networks
@@ -19,13 +20,20 @@ class PopulationStatistics:
 
     Y. Wu, J. Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576).
 
+    With `train.moving_averages` the moving averages of training go on beside them, as Keras has them, and the model is
+    validated with both.
+
     Args:
         model: in training, on all devices of its strategy.
         training: the training split.
+        validation: the validation split.
         plan: of the run.
+
+    Attributes:
+        moving: the moving averages of training at the end of an epoch, while the model has those computed anew.
     """
 
-    def __init__(self, model: keras.Model, training: arrays.Split, plan: dict):
+    def __init__(self, model: keras.Model, training: arrays.Split, validation: arrays.Split, plan: dict):
         # Without the layers that act in training only: the statistics are of the network as it is evaluated.
         self.model, self.training, self.plan = networks.without_noise(model.plain), training, plan
         images = min(plan["train"].batch_norm_images, len(training))
@@ -38,22 +46,47 @@ class PopulationStatistics:
         self.ours = [layer for layer in self.layers if isinstance(layer, BatchNormalization)]
         self.strategy = model.distribute_strategy
         self.forward = tf.function(self._forward)
+        self.reading = plan["train"].moving_averages
+        self.validation, self.logits = validation, tf.function(lambda images: model.plain(images, training=False))
+        self.moving = [tf.Variable(average.value) for average in self._averages()] if self.reading else []
         # What is computed anew after each epoch need not be updated at each of its steps.
-        self._keep_averages(not self.batches)
+        self._keep_averages(self.reading or not self.batches)
+
+    def _averages(self) -> list[keras.Variable]:
+        return [average for layer in self.layers for average in _averages(layer)]
 
     def _keep_averages(self, keep: bool) -> None:
         for layer in self.ours:
             layer.averages = keep
 
+    def read_moving(self) -> dict[str, float]:
+        """The row's columns of validation with the moving averages of training, where params ask for it; keep them."""
+        if not self.reading:
+            return {}
+        for kept, average in zip(self.moving, self._averages(), strict=True):
+            kept.assign(average.value)
+        correct, cross_entropy = 0, 0.0
+        for images, labels in arrays.evaluation_batches(self.validation):
+            logits = self.logits(images)
+            correct += int(np.count_nonzero(np.argmax(logits, axis=1) == labels))
+            cross_entropy += float(tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)))
+        images = len(self.validation)
+        return {"val_cross_entropy_moving": cross_entropy / images, "val_accuracy_moving": correct / images}
+
+    def resume_moving(self) -> None:
+        """Give the model the moving averages that the last epoch ended with, for training to go on from."""
+        if self.reading:
+            for kept, average in zip(self.moving, self._averages(), strict=True):
+                average.assign(kept.value())
+
     def refresh(self, epoch: int) -> None:
         """Compute them from the first batches of this epoch; do nothing where params do not ask for it."""
         if not self.batches or not self.layers:
             return
-        before = {id(average): average.numpy() for layer in self.layers for average in _averages(layer)}
+        before = {id(average): average.numpy() for average in self._averages()}
         kept = [(weight, weight.numpy()) for weight in self.kept]
-        for layer in self.layers:
-            for average in _averages(layer):
-                average.assign(tf.zeros_like(average.value))
+        for average in self._averages():
+            average.assign(tf.zeros_like(average.value))
         batches = arrays.training_batches(
             self.training,
             batch_size=self.batch_size,
@@ -76,7 +109,7 @@ class PopulationStatistics:
     def _forward(self, share: tf.Tensor) -> None:
         self._keep_averages(True)
         self.strategy.run(lambda images: self.model(images, training=True), args=(share,))
-        self._keep_averages(False)
+        self._keep_averages(self.reading)
 
     def _shares(self, images: tf.Tensor) -> tf.Tensor:
         """Each replica takes its share of the batch, as in training."""

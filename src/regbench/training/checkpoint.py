@@ -3,10 +3,12 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from regbench import regularizers
 from regbench.data import arrays
@@ -26,15 +28,17 @@ def folder_of(plan: dict, *splits: arrays.Split) -> Path:
 class Checkpoint:
     """Weights, optimizer, history, the best epoch's weights if asked for, and in the midst of an epoch its metrics.
 
+    `others` are variables of the state beside those of model and optimizer.
+
     The last two states are kept, a file each, `EPOCHS-STEPS.npz`: whole epochs, and steps since. Where the last one is
     damaged, the run continues from the one before.
     """
 
-    def __init__(self, model: keras.Model, folder: Path):
+    def __init__(self, model: keras.Model, folder: Path, others: Sequence[tf.Variable] = ()):
         self.model, self.folder, self.metrics, self.best = model, folder, [], []
         weights = model.trainable_variables
         model.optimizer.build(weights)
-        self.variables = [*model.variables, *model.optimizer.variables, *regularizers.memories(weights)]
+        self.variables = [*model.variables, *model.optimizer.variables, *regularizers.memories(weights), *others]
 
     def save(self, history: list[dict], step: int = 0) -> None:
         """Write the state after `step` steps of an epoch; 0: after a whole epoch."""

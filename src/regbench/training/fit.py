@@ -34,9 +34,9 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
     with runtime.strategy().scope():
         trained = model.build(plan, training.images.shape[1:], len(training.info["classes"]))
         model.compile(trained, options, steps)
-        state = checkpoint.Checkpoint(trained, checkpoint.folder_of(plan, training, validation))
+        statistics = PopulationStatistics(trained, training, validation, plan)
+        state = checkpoint.Checkpoint(trained, checkpoint.folder_of(plan, training, validation), statistics.moving)
     rows, first_step = state.restore()
-    statistics = PopulationStatistics(trained, training, plan)
     recorder = history.Recorder(plan, rows, len(training), state, statistics)
     validating = arrays.evaluation_batches(validation)
     if first_step:  # the metrics to restore are made by their first use

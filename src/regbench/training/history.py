@@ -24,7 +24,11 @@ COLUMNS = (
     "val_loss",
     "val_cross_entropy",
     "val_accuracy",
+    "val_cross_entropy_moving",
+    "val_accuracy_moving",
 )
+"""The last two are of batch normalization's moving averages, where `train.moving_averages` asks for them."""
+
 SAVE_SECONDS = 600
 """How long an epoch may take before the state is saved in the midst of it."""
 
@@ -90,6 +94,8 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self.first_step:
             self.checkpoint.restore_metrics()
+        else:
+            self.statistics.resume_moving()
         self.epoch = epoch
         self.started = self.saved = time.perf_counter()
 
@@ -97,7 +103,7 @@ class Recorder(keras.callbacks.Callback):
         now, step = time.perf_counter(), self.first_step + batch + 1
         if step % LOOK_STEPS == 0 and not np.isfinite(logs["loss"]):
             self._diverge(logs["loss"])
-        elif now - self.saved > SAVE_SECONDS:
+        elif now - self.saved > SAVE_SECONDS and batch + 1 < self.params["steps"]:
             self.checkpoint.save(self.history, step)
             self.saved = now
 
@@ -105,6 +111,7 @@ class Recorder(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self.started
         if not self.diverged:
             optimizer.of(self.model).swap_averages()
+            self.with_moving = self.statistics.read_moving()
             self.statistics.refresh(self.epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -115,8 +122,8 @@ class Recorder(keras.callbacks.Callback):
         if not np.isfinite(row["loss"] + row["reg_loss"]):
             self._diverge(row["loss"] + row["reg_loss"])
             return
-        row |= backbone_and_head(self.model)
-        self.history.append({key: row[key] for key in COLUMNS})
+        row |= backbone_and_head(self.model) | self.with_moving
+        self.history.append({key: row[key] for key in COLUMNS if key in row})
         self._say(row, time.perf_counter() - self.started)
         self.first_step = 0
         if self.stopping and best(self.history) == len(self.history) - 1:
