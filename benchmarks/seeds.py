@@ -3,7 +3,7 @@
     python benchmarks/seeds.py /tmp/seeds
 
 In a clone of this repository: `regbench repro` with seeds 0 to 2, 3 to 5, 6 to 8, then with all nine, for which nothing
-is trained again. A quarter of an hour on two cores beyond what the cache has; docs/article.md has the table.
+is trained again. A quarter of an hour on two cores beyond what the cache has; docs/article/README.md has the table.
 """
 
 import argparse

@@ -115,17 +115,13 @@ ELSEWHERE = {
     "dvc add resnet50_notop.h5": "networks/test_own.py::test_dvc_plans_anew_when_its_file_changes",
     "dvc exp run --queue": QUEUE,
     "regbench check": "review/test_check.py::test_a_clone_without_a_cache",
-    "dvc exp run -S data.image_size=224 -S data.train_images=null -S data.validation_images=test -S 'seeds=[0]' "
-    "-S model.zero_init_residual=false -S train.epochs=10 -S train.batch_size=32 -S train.learning_rate=0.1 "
-    "-S train.schedule=constant -S train.warmup_epochs=0 -S train.cooldown_epochs=0 -S train.flip=false "
-    "-S train.batch_norm_images=0 -S evaluate.train_images=null -S evaluate.corrupted_images=0": SETTINGS,
     "dvc exp run -S model.batch_norm=false -S model.zero_init_residual=false -S '~reg.l1'": SETTINGS,
-    "dvc exp run -S train.batch_norm_images=0": SETTINGS,
 }
 """Commands that another test runs, or whose settings it checks."""
 
 NOT_RUN = {
     "cp docs/study/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
+    "cp docs/article/params.yaml params.yaml": "hours; `test_the_articles_params_are_what_the_comments_say`",
     "cp docs/kinds/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
     'git commit -am "with batch normalization"': "between two experiments",
     "git fetch --unshallow": "Git's own",
@@ -146,6 +142,8 @@ NOT_RUN = {
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
     "python benchmarks/search.py /tmp/search": "half an hour",
     "python benchmarks/seeds.py /tmp/seeds": "half an hour",
+    "python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages": "half an hour",
+    "python benchmarks/averages.py docs/article/params.yaml /tmp/article": "hours, for a GPU",
     "python benchmarks/dvc_at_scale.py": "ten minutes",
 }
 
@@ -245,6 +243,10 @@ def test_the_messages_that_troubleshooting_explains_exist():
     assert absent(messages(dvcs), sources) == []
 
 
+def params_of(path):
+    return yaml.load(text_of(path), Loader=params.Loader)
+
+
 @pytest.mark.parametrize(("study", "lines"), [("study", 7), ("kinds", 24)])
 def test_the_params_of_studies_are_allowed(study, lines):
     settings = params.load(ROOT / f"docs/{study}/params.yaml")
@@ -252,10 +254,9 @@ def test_the_params_of_studies_are_allowed(study, lines):
 
 
 def test_the_study_of_kinds_has_the_projects_settings():
-    """So the runs that both have are trained once."""
-    ours, studys = (
-        yaml.load(text_of(path), Loader=params.Loader) for path in ("params.yaml", "docs/kinds/params.yaml")
-    )
+    """But for the schedule of the learning rate, which changed after it."""
+    ours, studys = params_of("params.yaml"), params_of("docs/kinds/params.yaml")
+    studys["train"] |= {name: ours["train"][name] for name in ("schedule", "cooldown_epochs")}
     assert {kind for line in studys["reg"].values() for kind in (line if isinstance(line, dict) else ())} == {"l1"}
     assert ours | {"reg": None} == studys | {"reg": None}
     assert ours["reg"].items() <= studys["reg"].items()
@@ -267,7 +268,7 @@ CHECKED = [command for command, where in ELSEWHERE.items() if where == SETTINGS]
 
 def changed_by(command):
     """The committed params after the settings of a command `dvc exp run -S …`."""
-    changed = yaml.load(text_of("params.yaml"), Loader=params.Loader)
+    changed = params_of("params.yaml")
     for setting in (word for word in shlex.split(command)[3:] if word != "-S"):
         key, _, value = setting.lstrip("~+").partition("=")
         *sections, name = key.split(".")
@@ -287,9 +288,8 @@ def test_settings_of_commands_are_allowed(command):
     params.parse(yaml.safe_dump(changed_by(command)))
 
 
-def test_the_articles_command_sets_what_the_comments_say():
-    (command,) = (command for command in CHECKED if "image_size=224" in command)
-    changed, section, comment, compared = changed_by(command), "", "", []
+def test_the_articles_params_are_what_the_comments_say():
+    changed, section, comment, compared = params_of("docs/article/params.yaml"), "", "", []
     for line in text_of("params.yaml").splitlines():
         key, _, _ = line.strip().partition(":")
         if line.strip().startswith("#"):
@@ -298,12 +298,18 @@ def test_the_articles_command_sets_what_the_comments_say():
             section, comment = key, ""
         else:
             said = re.search(r"article: ([^,;)]+)", comment)
-            if said and isinstance(changed[section], dict) and key in changed[section]:
+            both_averages = key in ("batch_norm_images", "moving_averages")
+            if said and isinstance(changed[section], dict) and key in changed[section] and not both_averages:
                 value = None if said[1] == "empty" else yaml.safe_load(said[1])
                 assert changed[section][key] == value, f"{section}.{key}"
                 compared.append(key)
             comment = ""
     assert len(compared) > 20
+    assert changed["reg"] == {"none": 0, "l1": 0.001, "l2": 0.001} and changed["seeds"] == [0]
+    smaller = params_of("docs/article/params-32px.yaml")
+    changed["data"] |= {"image_size": 32, "train_images": 16000}
+    assert smaller == changed | {"seeds": [0, 1, 2]}
+    params.load(ROOT / "docs/article/params-32px.yaml")
 
 
 @pytest.fixture

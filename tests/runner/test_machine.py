@@ -12,7 +12,8 @@ def make(monkeypatch, tmp_path):
     """A function that gives the machine so many cores and so much memory, no GPU, and a container's limits."""
 
     def make_machine(cores, gib, **limits):
-        monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gib * 2**18}.get, raising=False)
         monkeypatch.setattr(machine, "ROOT", tmp_path)
@@ -40,10 +41,59 @@ def test_memory_is_a_limit(settings, make):
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 16}), 16) == 1
 
 
-def test_one_at_a_time_on_a_gpu(settings, make, monkeypatch):
-    make(16, 64)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert machine.jobs(settings(), 16) == 1
+@pytest.fixture
+def with_nvidia(make, tmp_path):
+    """A function that gives a machine of 16 cores a program nvidia-smi which prints this; a line for each GPU."""
+
+    def with_gpus(printed, code=0, cores=16):
+        make(cores, 64)
+        program = tmp_path / "bin/nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho '{printed}'\necho \"$*\" > '{tmp_path}/asked'\nexit {code}\n")
+        program.chmod(0o755)
+
+    return with_gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "runs", "expected"),
+    [
+        ("80000", {}, 9, 4),
+        ("80000", {}, 3, 3),
+        ("80000", {"data.image_size": 224, "train.batch_size": 256}, 9, 1),
+        ("80000", {"data.image_size": 224, "train.batch_size": 32}, 9, 4),
+        ("7000", {}, 9, 3),
+        ("100", {}, 9, 1),
+        ("80000\n80000", {}, 9, 1),
+    ],
+)
+def test_runs_share_a_gpu_as_far_as_its_memory_goes(settings, with_nvidia, gpus, changes, runs, expected):
+    with_nvidia(gpus)
+    assert machine.jobs(settings(**changes), runs) == expected
+
+
+def test_a_run_on_a_gpu_needs_a_core(settings, with_nvidia):
+    with_nvidia("80000", cores=2)
+    assert machine.jobs(settings(), 9) == 2
+
+
+def test_a_gpu_whose_driver_is_not_there_does_not_count(settings, with_nvidia):
+    with_nvidia("NVIDIA-SMI has failed", code=9)
+    assert machine.jobs(settings(), 9) == 9
+
+
+@pytest.mark.parametrize(("visible", "expected", "asked"), [("-1", 9, None), ("1", 4, "--id=1"), ("MIG-1", 4, "MIG-1")])
+def test_only_gpus_that_are_visible_count(settings, with_nvidia, monkeypatch, tmp_path, visible, expected, asked):
+    with_nvidia("80000")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.jobs(settings(), 9) == expected
+    assert asked in (tmp_path / "asked").read_text() if asked else not (tmp_path / "asked").exists()
+
+
+def test_one_at_a_time_on_a_part_of_a_gpu_that_nvidia_smi_does_not_know(settings, with_nvidia, monkeypatch):
+    with_nvidia("No devices were found", code=6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert machine.jobs(settings(), 9) == 1
 
 
 GIB = 2**30

@@ -1,39 +1,24 @@
 """Tables and numbers in README.md and docs/ that come from committed JSON: marked blocks, filled by `regbench docs`.
 
-A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; `BLOCKS` says what is in it. `regbench check` fails where a
-block is not what its source says, so no number in it is typed by hand.
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; `tables.BLOCKS` says what is in it. `regbench check` fails
+where a block is not what its source says, so no number in it is typed by hand.
 """
 
 import datetime
-import hashlib
-import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from regbench import catalogue, files, params
+from regbench import files
 from regbench.errors import UserError
-from regbench.report import results, tracked, verdicts
-from regbench.report.results import Diverged, Report
-from regbench.report.statistics import Estimate
-from regbench.review import git
+from regbench.report import results, tracked
+from regbench.review import git, tables
 
 BLOCK = re.compile(r"<!-- (?P<name>[a-z_]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
-LABEL = re.compile(r"^(?=[A-Z][^.:;\n]*: |Equals )", re.MULTILINE)
-"""The start of a line of a docstring such as `Source: …`, which becomes an item of a list."""
-
-MADE = Path("docs/results.json")
-"""Where, when and from which commit the committed results were made; the results themselves hold no clock."""
-
-BENCHMARKS = Path("benchmarks/results.json")
-ARTICLE = Path("docs/article.json")
-RECIPE = Path("docs/recipe.json")
-SEARCH = Path("benchmarks/search.json")
-SEEDS = Path("benchmarks/seeds.json")
 
 
 def fill() -> list[Path]:
@@ -44,10 +29,10 @@ def fill() -> list[Path]:
     Raises:
         UserError: a source is missing or damaged, or a page has a block of an unknown name.
     """
-    if results.PATH.exists() and MADE.parent.is_dir():
-        md5 = _md5(results.PATH)
-        if not MADE.exists() or _json(MADE).get("report_md5") != md5:
-            files.write_json(MADE, {"report_md5": md5} | made_here())
+    if results.PATH.exists() and tables.MADE.parent.is_dir():
+        md5 = tables.md5(results.PATH)
+        if not tables.MADE.exists() or tables.read(tables.MADE).get("report_md5") != md5:
+            files.write_json(tables.MADE, {"report_md5": md5} | made_here())
     changed = []
     for path in pages():
         before = path.read_text(encoding="utf-8")
@@ -76,9 +61,9 @@ def filled(text: str, path: Path) -> str:
 
 
 def _block(name: str, page: Path) -> str:
-    if name not in BLOCKS:
-        raise UserError(f"{page} has a block of an unknown name, {name}; known: {', '.join(BLOCKS)}")
-    return f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
+    if name not in tables.BLOCKS:
+        raise UserError(f"{page} has a block of an unknown name, {name}; known: {', '.join(tables.BLOCKS)}")
+    return f"<!-- {name} -->\n{tables.BLOCKS[name]()}\n<!-- /{name} -->"
 
 
 def made_here() -> dict[str, Any]:
@@ -107,295 +92,3 @@ def gpu() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
-
-
-# What is in each block
-
-
-def _results(folder: Path | None = None) -> str:
-    """The committed results of params.yaml; those of a study, which has its files in `folder`, best first."""
-    (report, made), strengths, rows = _report(folder), params.load((folder or Path()) / "params.yaml").reg, []
-    ordered = [*report.rows.items()]
-    if folder:
-        ordered.sort(key=lambda it: -1 if isinstance(it[1], Diverged) else it[1].test.value, reverse=True)
-    for name, row in ordered:
-        name = _with_strength(name, strengths[name])
-        if isinstance(row, Diverged):
-            rows.append((name, "diverged", "", "", ""))
-            continue
-        rows.append((name, _percent(row.test), *_compared(row.difference, row.p_corrected, row.verdict)))
-    baseline = report.baseline or "the baseline"
-    heading = ("regularizer", "test accuracy, % [95 %]", f"difference to {baseline}, points [95 %]", "p", "verdict")
-    images = report.images.test if report.images else 0
-    minutes = f"; {made['minutes']} minutes" if "minutes" in made else ""
-    return f"{table(heading, rows)}\n\n{_seeds(report)}, {images:,} test images; {where(made)}{minutes}"
-
-
-def _article() -> str:
-    """The committed results beside the article's."""
-    (report, made), article = _report(), _json(ARTICLE)
-    rows = []
-    for name, accuracy in article["validation_accuracy"].items():
-        row = report.rows.get(name)
-        here = "–" if row is None or isinstance(row, Diverged) else f"{row.test.value:.1%}"
-        printed, ours = article["reg_loss"].get(name), getattr(row, "reg_loss", 0)
-        rows.append((name, f"{accuracy:.1%}", here, f"{printed[-1]:.4f}" if printed else "–", f"{ours:.4f}"))
-    heading = (
-        "regularizer",
-        f"article: validation accuracy, epoch {article['epochs']}",
-        "here: test accuracy",
-        f"article: reg loss, epoch {article['epochs']}",
-        f"here: reg loss, epoch {report.epochs}",
-    )
-    return f"{table(heading, rows)}\n\nHere: {_seeds(report)}; {where(made)}. Article: n = 1, as printed there."
-
-
-def _trainings() -> str:
-    """A training beside the article's way, by image size and batch."""
-    part = _part("trainings")
-    units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
-    rows = [
-        (
-            f"{row['image_size']} px, {row['batch_size']}",
-            unit,
-            *(_spread(row[way][key], 1) for way in ("article", "regbench")),
-            f"{row['ratio'][key]:.2f}",
-        )
-        for row in part["table"]
-        for key, unit in units.items()
-    ]
-    n = part["table"][0]["article"]["step_ms"]["n"]
-    heading = ("image, batch", "median (lowest–highest)", "article's way", "regbench", "ratio")
-    return f"n = {n} processes a side, alternating; {where(part)}.\n\n{table(heading, rows)}"
-
-
-def _comparison() -> str:
-    """The whole comparison beside the article's way."""
-    part = _part("comparison")
-    runs, ours = part["runs"], part["regbench_seconds"]
-    rows = [
-        (
-            f"batch {article['batch_size']}" + ", the article's own" * (article["batch_size"] != part["batch_size"]),
-            f"{runs} × {_spread(article['seconds_a_run'], 0)} s",
-            f"{_spread(ours, 0)} s",
-            _spread(article["ratio"], 2),
-            article["ratio"]["n"],
-        )
-        for article in part["article"]
-    ]
-    heading = ("the article's way with", "it takes", f"regbench, batch {part['batch_size']}", "ratio", "n")
-    note = (
-        f"{runs} runs of {part['epochs']} epochs, regbench's from prepare to the table, alternating; "
-        f"{where(part)}. Of regbench's seconds, {part['prepare_seconds_of_it']:.0f} s are prepare. "
-        f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
-        f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
-    )
-    return f"{table(heading, rows)}\n\n{note}"
-
-
-def _ablation() -> str:
-    """What each trick brings, by switching it off."""
-    part = _part("ablation")
-    rows = [
-        (name, f"{row['epoch_seconds']:+.1f}".replace("-", "−"), f"{row['first_step_seconds']:+.1f}".replace("-", "−"))
-        for name, row in part["without_percent"].items()
-        if name not in ("A", "A again")
-    ]
-    noise = part["noise_percent"]
-    note = (
-        f"{part['image_size']} px, batch {part['batch_size']}, epochs of {part['images']:,} images, n = {part['n']}, "
-        f"alternating; {where(part)}. Two measurements of the same code differed from their common median by up to "
-        f"{noise['epoch_seconds']} % of an epoch and {noise['first_step_seconds']} % of the first step."
-    )
-    return f"{note}\n\n{table(('switched off', 'epoch, % slower', 'first step, % slower'), rows)}"
-
-
-def _kinds() -> str:
-    """What a step of each kind costs."""
-    part = _part("kinds")
-    found = {name: row for name, row in part.items() if isinstance(row, dict) and "step" in row}
-    rows = [
-        (name, f"{row['strength']:g}", _spread(row["step"], 2))
-        for name, row in sorted(found.items(), key=lambda it: it[1]["step"]["median"])
-    ]
-    n = next(iter(found.values()))["step"]["n"]
-    return f"n = {n}, alternating; {where(part)}.\n\n{table(('kind', 'strength', 'step, times that of none'), rows)}"
-
-
-def _others() -> str:
-    """Single measurements, each with its machine."""
-    rows = []
-
-    def add(part: str, words: str, value: Callable[[dict], str], n: int = 1) -> None:
-        if part in _json(BENCHMARKS):
-            found = _part(part)
-            rows.append((words, value(found), n, where(found)))
-
-    add("prepare", "preparing all of CIFAR-10", lambda it: f"{_spread(it['from_tfds_seconds'], 1)} s", 3)
-    add("prepare", "the same with its download", lambda it: f"{it['download_included_seconds']:.0f} s")
-    add("all_of_cifar10", "an epoch of 50,000 images, 10,000 to validate", lambda it: f"{it['epoch_seconds']:.0f} s")
-    add("all_of_cifar10", "its peak of memory", lambda it: f"{it['peak_mb'] / 1000:.1f} GB")
-    add("pipeline", "the input pipeline alone", lambda it: f"{it['images_per_second']:,} images/s", 5)
-    add(
-        "larger_than_memory",
-        "an epoch of 40,000 images of 224 px, 5.8 GB, within 2 GB of memory",
-        lambda it: f"{it['seconds']:.0f} s",
-    )
-    return table(("what", "median", "n", "machine, date"), rows)
-
-
-def _agreement() -> str:
-    """How far two trainings part."""
-    part = _part("agreement")
-    far = part["relative_difference"]["500"]
-    return (
-        f"After 500 steps, its weights were {100 * far['regbench']:.1f} % of their norm away from the article's. The "
-        f"control, the article's network with one kernel moved, was {100 * far['control']:.1f} % away (n = 1; "
-        f"{where(part)})."
-    )
-
-
-def _search() -> str:
-    """What a search picks beside the full grid."""
-    found = _of_machine(_json(SEARCH))
-    rows = [
-        (
-            ", ".join(map(str, it["seeds"])),
-            it["searched"],
-            it["grid"],
-            ", ".join(it["not_told_from_the_grids"]),
-            f"{it['trainings']} of {it['of']} ({it['share']:.0%})",
-        )
-        for it in found["repetitions"]
-    ]
-    heading = ("seeds", "the search picks", "the full grid picks", "not told from the grid's pick", "trainings")
-    images = found["repetitions"][0]["validation_images"]
-    return (
-        f"{found['network']}, images and epochs of the default, {images:,} validation images, n = {len(rows)}; "
-        f"{where(found)}.\n\n{table(heading, rows)}"
-    )
-
-
-def _seeds_apart() -> str:
-    """The default with nine seeds, and with three of them at a time."""
-    found, rows = _of_machine(_json(SEEDS)), []
-    for it in found["results"]:
-        for name, row in it["rows"].items():
-            difference = Estimate(**row["difference"]) if row["difference"] else None
-            compared = _compared(difference, row["p_corrected"], row["verdict"])
-            seeds = f"{it['seeds'][0]} to {it['seeds'][-1]}"
-            rows.append((seeds, name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared))
-    heading = ("seeds", "regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
-    images = found["results"][0]["images"]
-    return f"{table(heading, rows)}\n\nsd: over seeds, in points. {images:,} test images; {where(found)}."
-
-
-def _as_measured(part: dict[str, Any]) -> str:
-    """A table that stands in JSON as it does in the page."""
-    return f"{part['note']}; {where(part)}.\n\n{table(tuple(part['heading']), part['rows'])}"
-
-
-def _catalogue() -> str:
-    """Each kind of regularizer: its name, its docstring, what it covers."""
-    sections = []
-    for kind in catalogue.kinds().values():
-        first, *paragraphs, facts = kind.docstring.split("\n\n")
-        items = [f"- {' '.join(item.split())}" for item in LABEL.split(facts) if item.strip()]
-        covers = f"Covers, unless a scope says otherwise: `{kind.scope}`" if kind.scope else f"Acts on {kind.acts_on}"
-        items.append(f"- {covers}.")
-        sections.append("\n\n".join([f"### {kind.name}", first, *paragraphs, "\n".join(items)]))
-    return "\n" + "\n\n".join(sections) + "\n"
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    "results": _results,
-    "study_kinds": lambda: _results(Path("docs/kinds")),
-    "article": _article,
-    "trainings": _trainings,
-    "comparison": _comparison,
-    "ablation": _ablation,
-    "kinds": _kinds,
-    "others": _others,
-    "agreement": _agreement,
-    "scale": lambda: _as_measured(_part("dvc_at_scale")),
-    "gpu": lambda: _as_measured(_part("gpu")),
-    "search": _search,
-    "seeds": _seeds_apart,
-    "recipe": lambda: _as_measured(_of_machine(_json(RECIPE))),
-    "catalogue": _catalogue,
-}
-
-
-# Sources and words
-
-
-def _report(folder: Path | None = None) -> tuple[Report, dict[str, Any]]:
-    """report.json, and where and when it was made; a study has copies of both in `folder`."""
-    path, noted = (folder / results.PATH, folder / MADE.name) if folder else (results.PATH, MADE)
-    made = _json(noted)
-    if made.get("report_md5") != _md5(path):
-        raise UserError(f"{noted} is of another {path}" + ("" if folder else "; run `make docs`"))
-    return results.read(path), made
-
-
-def _part(name: str) -> dict[str, Any]:
-    return _of_machine(_json(BENCHMARKS)[name])
-
-
-def _of_machine(part: dict[str, Any]) -> dict[str, Any]:
-    return part | part["machine"]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(tracked.text(tracked.read(path), path))
-    except ValueError as error:
-        raise tracked.damaged(path, error) from None
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(tracked.read(path), usedforsecurity=False).hexdigest()
-
-
-def table(heading: tuple[str, ...], rows: list[tuple]) -> str:
-    """A Markdown table."""
-    lines = [heading, ("---",) * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def where(made: dict[str, Any]) -> str:
-    """Machine, date and commit of a measurement."""
-    date = datetime.date.fromisoformat(made["date"])
-    commit = f", commit {made['commit']}" if made.get("commit") else ", version 0.1's code"
-    return f"{made['processor']}, {made['cores']} cores, {made.get('gpu') or 'no GPU'}; {date.day} {date:%B %Y}{commit}"
-
-
-def _seeds(report: Report) -> str:
-    return f"n = {len(report.seeds)} {'seed' if len(report.seeds) == 1 else 'seeds'}"
-
-
-def _with_strength(name: str, line: params.Regularizer) -> str:
-    """`l2, 0.001`; a combination is only named."""
-    return f"{name}, {line.terms[0].strength:g}" if [term.kind for term in line.terms] == [name] else name
-
-
-def _percent(estimate: Any) -> str:
-    ends = "" if estimate.low is None else f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-    return f"{100 * estimate.value:.1f}{ends}"
-
-
-def _compared(difference: Estimate | None, p: float | None, verdict: str | None) -> tuple[str, ...]:
-    """Three cells: the difference with its interval, p and the verdict; empty for the baseline."""
-    if difference is None or p is None:
-        return "", "", ""
-    return verdicts.interval(difference), _p(p), verdict or ""
-
-
-def _p(p: float) -> str:
-    return verdicts.p_value(p).removeprefix("= ")
-
-
-def _spread(values: dict[str, float], digits: int) -> str:
-    """A median, with lowest and highest where there are several."""
-    median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "low", "high"))
-    return median if values["n"] == 1 else f"{median} ({low}–{high})"

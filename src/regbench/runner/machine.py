@@ -1,4 +1,4 @@
-"""How many runs go at a time on this machine: by its cores and memory, and a container's limits on both.
+"""How many runs go at a time on this machine: by its cores, its memory or its GPU's, and a container's limits.
 
 No result depends on it.
 """
@@ -6,6 +6,7 @@ No result depends on it.
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +18,23 @@ MIB, GIB = 1 << 20, 1 << 30
 ROOT = Path("/")
 """Where /proc and /sys are."""
 
+RUNS_A_GPU = 4
+"""How many runs share a GPU, at most. Not measured yet."""
+
 
 def jobs(settings: Params, missing: int) -> int:
-    """How many of `missing` runs to train at a time: by cores and memory on a CPU, one where a GPU is.
+    """How many of `missing` runs to train at a time: by cores and memory.
+
+    A run on a GPU waits for its core to start operations, and leaves the GPU idle meanwhile. So up to `RUNS_A_GPU` runs
+    share one, as far as its free memory goes. Where there are several GPUs, each run uses all of them.
 
     Up to twice as many runs as cores may go at a time, where that leaves fewer cores idle at the end: three runs on two
     cores take 1.5 times as long as one, not twice.
     """
-    if shutil.which("nvidia-smi"):
-        return 1
     count = cpus()
+    if gpus := free_gpu_memory():
+        fits = int(0.8 * gpus[0] / bytes_of_run_on_gpu(settings))
+        return max(1, min(RUNS_A_GPU if len(gpus) == 1 else 1, count, fits, missing))
 
     def idle(at_a_time: int) -> float:
         """Share of core time that is lost, to a tenth: less is not worth crowding the cores."""
@@ -39,12 +47,38 @@ def jobs(settings: Params, missing: int) -> int:
 
 def bytes_of_run(settings: Params) -> float:
     """The memory that one run takes on a CPU, at least an eighth above the measured peaks."""
+    return GIB + _bytes_of_maps(settings)
 
+
+def bytes_of_run_on_gpu(settings: Params) -> float:
+    """An estimate of the GPU memory that one run takes: CUDA and its libraries, and twice the feature maps of a CPU.
+
+    Not measured yet.
+    """
+    return 1.5 * GIB + 2 * _bytes_of_maps(settings)
+
+
+def _bytes_of_maps(settings: Params) -> float:
     def maps(images: int, mib: float) -> float:
         return mib * MIB * images * (settings.data.image_size / 32) ** 2
 
     # A training batch keeps its feature maps for the gradients. One that is evaluated is larger, and drops them soon.
-    return GIB + max(maps(settings.train.batch_size, 1.3), maps(EVALUATION_BATCH, 0.25))
+    return max(maps(settings.train.batch_size, 1.3), maps(EVALUATION_BATCH, 0.25))
+
+
+def free_gpu_memory() -> list[int]:
+    """Free bytes of each NVIDIA GPU that this process may use; empty where there is none, or no driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if (visible is not None and visible.strip() in ("", "-1", "NoDevFiles")) or not shutil.which("nvidia-smi"):
+        return []
+    chosen = [f"--id={visible}"] if visible else []
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", *chosen]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return [int(line) * MIB for line in done.stdout.splitlines()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        # It does not know what is visible, such as a part of a GPU: one run at a time is safe.
+        return [0] if visible else []
 
 
 def cpus() -> int:

@@ -1,0 +1,109 @@
+"""The article's setting, each training read twice: with batch normalization's moving averages, and computed anew.
+
+    python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages
+
+In a clone of this repository: `regbench repro` with those params, then docs/article/PIXELSpx.json, which docs/article
+has a table of, and two figures beside it. What has been trained in the clone is not trained again, and a training that
+was cut off goes on from its last checkpoint.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import project
+import seaborn as sns
+from project import ROOT, regbench
+
+from regbench import files, params
+from regbench.review import blocks, tables
+
+READ = {"moving": "val_accuracy_moving", "anew": "val_accuracy"}
+WORDS = {"moving": "moving averages, as in the article", "anew": "averages computed anew"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("params", type=Path, help="docs/article/params.yaml (224 pixels), or params-32px.yaml")
+    parser.add_argument("folder", type=Path, help="where to clone to and to train; kept")
+    arguments = parser.parse_args()
+    chosen = arguments.params.resolve()
+    project.enter(arguments.folder)
+    Path("params.yaml").write_text(chosen.read_text())
+    settings, begun = params.load(), time.perf_counter()
+    regbench("repro")
+    found = {
+        "machine": blocks.made_here(),
+        "minutes": round((time.perf_counter() - begun) / 60),
+        "image_size": settings.data.image_size,
+        "train_images": json.loads(Path("prepared/train/split.json").read_text())["images"],
+        "images": json.loads(Path("prepared/validation/split.json").read_text())["images"],
+        "runs": {name: [history(f"{name}-{seed}") for seed in settings.seeds] for name in settings.reg},
+    }
+    beside = ROOT / f"docs/article/{found['image_size']}px"
+    files.write_json(beside.with_suffix(".json"), found)
+    draw(found, beside)
+
+
+def history(run: str) -> dict[str, list[float]]:
+    """Of each epoch of a run: the penalty at its end, and both accuracies."""
+    with open(f"runs/{run}/history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = READ | {"reg_loss": "reg_loss"}
+    return {name: [round(float(row[column]), 6) for row in rows] for name, column in columns.items()}
+
+
+def draw(found: dict, beside: Path) -> None:
+    """Both accuracies by epoch, and the penalties over those that the article prints."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    runs, article = found["runs"], json.loads((ROOT / tables.ARTICLE).read_text())
+    colors = dict(zip(runs, sns.color_palette("colorblind"), strict=False))
+
+    figure, panels = plt.subplots(1, len(runs), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axes, (name, seeds) in zip(panels, runs.items(), strict=True):
+        for reading, style in {"anew": "-", "moving": "--"}.items():
+            lines(axes, [run[reading] for run in seeds], WORDS[reading], color=colors[name], linestyle=style)
+        axes.set(title=name, xlabel="epoch")
+    panels[0].set(ylabel="accuracy on test images", ylim=(0, None))
+    handles, labels = panels[0].get_legend_handles_labels()
+    for handle in handles:
+        handle.set_color("black")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    save(figure, beside, "averages")
+
+    penalized = {name: seeds for name, seeds in runs.items() if name in article["reg_loss"]}
+    figure, panels = plt.subplots(1, len(penalized), figsize=(9, 3.6), layout="constrained")
+    for axes, (name, seeds) in zip(panels, penalized.items(), strict=True):
+        lines(axes, [run["reg_loss"] for run in seeds], "here", color=colors[name], linestyle="-")
+        printed = article["reg_loss"][name]
+        axes.plot(epochs(printed), printed, "k.", label="article, 224 pixels")
+        axes.set(title=name, xlabel="epoch", ylabel="reg loss", yscale="log")
+        axes.legend(frameon=False)
+    save(figure, beside, "reg_loss")
+
+
+def lines(axes: plt.Axes, seeds: Sequence[Sequence[float]], label: str, **style: object) -> None:
+    """The mean over seeds, and each seed faintly behind it."""
+    if len(seeds) > 1:
+        for values in seeds:
+            axes.plot(epochs(values), values, alpha=0.25, linewidth=1, **style)
+    mean = [sum(values) / len(values) for values in zip(*seeds, strict=True)]
+    axes.plot(epochs(mean), mean, label=label, **style)
+
+
+def epochs(values: Sequence[float]) -> range:
+    """1, 2, …, one for each value."""
+    return range(1, len(values) + 1)
+
+
+def save(figure: plt.Figure, beside: Path, what: str) -> None:
+    figure.savefig(beside.with_name(f"{beside.name}-{what}.png"), dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
