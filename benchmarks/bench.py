@@ -186,12 +186,66 @@ def preparing(folder):
     return {"from_tfds_seconds": spread(again), "download_included_seconds": round(fresh, 1)}
 
 
+GPU = {
+    # (image size, batch size): training images, an epoch's
+    (32, 128): 12_800,
+    (224, 32): 2_560,
+    (224, 256): 5_120,
+}
+GPU_WAYS = {
+    "regbench, XLA": "regbench_xla",
+    "the same, started again": "regbench_xla",
+    "regbench, XLA, bfloat16": "regbench_bfloat16",
+    "regbench, no XLA": "regbench",
+    "the article's way": "article",
+    "PyTorch, channels last": "pytorch",
+}
+
+
+def gpu(data):
+    """Images a second of each way on a GPU, and the seconds to its first step; what fails is said in its cell."""
+    rows = []
+    for words, way in GPU_WAYS.items():
+        cells = []
+        for (size, batch), images in GPU.items():
+            call = ("benchmarks/measure.py", way, data, size, batch, images, batch)
+            try:
+                found = python(*call, plain=not way.startswith("regbench"))[0]
+            except SystemExit as failed:
+                say(failed)
+                cells.append("failed")
+                continue
+            first = f", first step {found['first_step_seconds']:.0f} s" if "first_step_seconds" in found else ""
+            cells.append(f"{1000 * batch / found['step_ms']:,.0f}{first}")
+        say(f"{words}: {cells}")
+        rows.append([words, *cells])
+    heading = ["images/s", *(f"{size} px, batch {batch}" for size, batch in GPU)]
+    note = "The median step of the second epoch, n = 1 training each; the first step with start and compilation"
+    return {"gpu": blocks.gpu(), "note": note, "heading": heading, "rows": rows}
+
+
+def gpu_jobs(folder):
+    """The default comparison on a GPU: as many runs at once as `regbench repro` chooses, and one after another."""
+    seconds = {}
+    for jobs in (None, 1):
+        for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench", "dvc.lock"):
+            path = folder / made
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        options = () if jobs is None else ("--jobs", jobs)
+        call = ("-m", "regbench", "repro", *options)
+        seconds["as chosen" if jobs is None else "one by one"] = python(*call, cwd=folder, PYTHONPATH="src")[1]
+    return {"gpu": blocks.gpu(), "seconds": seconds, "ratio": round(seconds["one by one"] / seconds["as chosen"], 2)}
+
+
 PARTS = ("prepare", "comparison", "trainings", "ablation", "kinds", "all_of_cifar10", "larger_than_memory", *SINGLE)
+ALL = (*PARTS, "gpu", "gpu_jobs")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these; all by default: {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"only these; all but the last two by default: {', '.join(ALL)}"
+    )
     parser.add_argument("--epochs", type=int, help="of the comparison, instead of those in params.yaml")
     parser.add_argument("--seeds", type=int, help="of the comparison: as many, instead of those in params.yaml")
     parser.add_argument(
@@ -199,15 +253,15 @@ def main():
     )
     arguments = parser.parse_args()
     parts = arguments.parts or PARTS
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if unknown := set(parts) - set(ALL):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     made = blocks.made_here()
     this = {"processor": made["processor"], "cores": made["cores"], "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as scratch:
         whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
         data = whole / "prepared"
-        if set(parts) - {"comparison", "larger_than_memory"}:
+        if set(parts) - {"comparison", "larger_than_memory", "gpu_jobs"}:
             prepare(whole)
         changes = {"train": {"epochs": arguments.epochs}} if arguments.epochs else {}
         changes |= {"seeds": list(range(arguments.seeds))} if arguments.seeds else {}
@@ -224,6 +278,10 @@ def main():
                 measured = python("benchmarks/kinds.py", data, arguments.rounds or 5)[0]
             elif part == "all_of_cifar10":
                 measured = python("benchmarks/measure.py", "regbench", data, 32, 32, 50_000, 10_000, 1)[0]
+            elif part == "gpu":
+                measured = gpu(data)
+            elif part == "gpu_jobs":
+                measured = gpu_jobs(copy(Path(scratch) / "on a GPU", changes))
             elif part == "larger_than_memory":
                 measured = python("benchmarks/larger_than_memory.py")[0]
             else:

@@ -1,12 +1,14 @@
 """One measurement in a process of its own; prints JSON. `benchmarks/bench.py` calls it.
 
-python benchmarks/measure.py article|regbench|pytorch PREPARED SIZE BATCH TRAIN VALIDATION [EPOCHS [TRICK]]
+python benchmarks/measure.py article|regbench|regbench_xla|regbench_bfloat16|pytorch
+                             PREPARED SIZE BATCH TRAIN VALIDATION [EPOCHS [TRICK]]
 python benchmarks/measure.py pipeline|limit|agreement PREPARED SIZE BATCH TRAIN VALIDATION
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -25,14 +27,15 @@ STARTED = float(os.environ.get("STARTED", time.time()))
 NAME = "l2"
 
 
-def plan_of(size, batch, train_images, epochs):
+def plan_of(size, batch, train_images, epochs, **options):
     """The plan of a run of the committed params at another size, with the same share for batch norm's averages."""
     from regbench import params, plan
 
     loaded = params.load(ROOT / "params.yaml")
     # A subset's size may be null, for all there are; then there is no share to keep.
     averaged = loaded.train.batch_norm_images * train_images // (loaded.data.train_images or train_images)
-    train = loaded.train.model_copy(update={"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged})
+    options |= {"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged}
+    train = loaded.train.model_copy(update=options)
     data = loaded.data.model_copy(update={"image_size": size})
     chosen = loaded.model_copy(update={"train": train, "data": data, "seeds": (0,)})
     return plan.parse(plan.compute(chosen)[f"{NAME}-0/train.json"])
@@ -49,14 +52,17 @@ def timed(callback):
             super().on_epoch_begin(epoch, logs)
 
         def on_train_batch_end(self, batch, logs=None):
-            self.steps.append(time.perf_counter())
+            # With XLA a call makes several steps.
+            self.steps.append((time.perf_counter(), batch + 1))
             if Timed.first_step is None:
                 Timed.first_step = time.time() - STARTED
 
         def on_epoch_end(self, epoch, logs=None):
             super().on_epoch_end(epoch, logs)
             Timed.epoch_seconds = time.perf_counter() - self.epoch_begun
-            Timed.step_ms = 1000 * median_step(self.steps)
+            Timed.step_ms = 1000 * statistics.median(
+                (after - before) / (last - first) for (before, first), (after, last) in itertools.pairwise(self.steps)
+            )
 
     return Timed
 
@@ -80,14 +86,14 @@ def article_way(data, size, batch, train, validation, epochs=2):
     return result(times)
 
 
-def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
-    """One training; `without` names a trick of `ablation.TRICKS` that is switched off."""
+def regbench_way(data, size, batch, train, validation, epochs=2, without=None, **options):
+    """One training; `without` names a trick of `ablation.TRICKS` that is switched off; `options` are of `train:`."""
     import ablation
 
     from regbench import live, runtime
 
     ablation.before_start(without)
-    runtime.start()
+    runtime.start(jit=options.get("jit", False))
     ablation.after_start(without)
     from regbench.training import checkpoint, fit, history
 
@@ -96,7 +102,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.FOLDER = Path(folder) / "checkpoints"
         live.LOG = Path(folder) / "log"
-        fit.train(plan_of(size, batch, train, epochs), Path(data), Path(folder) / "run")
+        fit.train(plan_of(size, batch, train, epochs, **options), Path(data), Path(folder) / "run")
     return result(times)
 
 
@@ -307,6 +313,8 @@ def agreement(data, size, batch, train, validation):
 WAYS = {
     "article": article_way,
     "regbench": regbench_way,
+    "regbench_xla": functools.partial(regbench_way, jit=True),
+    "regbench_bfloat16": functools.partial(regbench_way, jit=True, precision="bfloat16"),
     "pytorch": pytorch,
     "pipeline": pipeline,
     "limit": fraction_of_the_limit,

@@ -49,7 +49,9 @@ def network(num_classes):
 
 def steps(images, labels, batch_size, count, strength):
     """Train `count` steps with an L2 penalty of `strength` on all convolution kernels; yields after each."""
-    model = network(int(labels.max()) + 1).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = torch.channels_last if device == "cuda" else torch.contiguous_format
+    model = network(int(labels.max()) + 1).train().to(device, memory_format=layout)
     kernels = [weight for weight in model.parameters() if weight.ndim == 4]
     optimizer = torch.optim.SGD(
         [
@@ -60,10 +62,12 @@ def steps(images, labels, batch_size, count, strength):
         lr=0.05,
     )
     images = torch.from_numpy(images[: batch_size * 8]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    labels = torch.from_numpy(labels[: batch_size * 8])
+    images, labels = images.to(device, memory_format=layout), torch.from_numpy(labels[: batch_size * 8]).to(device)
     for step in range(count):
         window = slice(step % 8 * batch_size, (step % 8 + 1) * batch_size)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images[window]), labels[window]).backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         yield

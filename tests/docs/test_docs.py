@@ -104,7 +104,7 @@ ELSEWHERE = {
     "regbench search elastic.l2 --over elastic.l1 --from 1e-6 --to 1e-3": SEARCHED,
     "regbench search l2 --over l1 --over dropout --from 1e-6 --to 1e-2 --from 1e-7 --to 1e-4 --from 0.05 "
     "--to 0.5": "search/test_search.py::test_three_kinds",
-    "regbench repro --jobs 2": "runner/test_local.py::test_side_by_side",
+    "regbench repro --jobs 1": "runner/test_local.py::test_one_at_a_time",
     "regbench table": "report/test_write.py::test_seconds_are_those_of_the_last_training_here",
     "dvc exp run -S 'seeds=[0,1,2,3,4,5]'": "pipeline/test_params_file.py::test_one_line_changes",
     "dvc exp run -S data.dataset=./photos -S data.train_images=null -S data.validation_images=200": SETTINGS,
@@ -139,6 +139,7 @@ NOT_RUN = {
     "pip install -e .": "`make setup` installs the same packages at pinned versions",
     "pip install pre-commit && pre-commit install": "needs the network",
     "python benchmarks/bench.py agreement": "part of `make bench`",
+    "python benchmarks/bench.py gpu": "needs a GPU",
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
     "python benchmarks/search.py /tmp/search": "half an hour",
     "python benchmarks/seeds.py /tmp/seeds": "half an hour",
