@@ -18,7 +18,7 @@ from regbench.errors import UserError
 from regbench.report import results, tracked
 from regbench.review import git, tables
 
-BLOCK = re.compile(r"<!-- (?P<name>[a-z_]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (?P<name>[a-z0-9_]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
 def fill() -> list[Path]:
