@@ -26,6 +26,7 @@ RECIPE = Path("docs/recipe.json")
 SEARCH = Path("benchmarks/search.json")
 SEEDS = Path("benchmarks/seeds.json")
 AVERAGES = Path("docs/article/32px.json")
+BATCH_NORM = Path("docs/batch_norm/results.json")
 
 
 def _results(folder: Path | None = None) -> str:
@@ -225,18 +226,37 @@ def _averages() -> str:
     )
 
 
+def _batch_norm() -> str:
+    """None and l2 with batch normalization and without it."""
+    found, rows = _of_machine(read(BATCH_NORM)), []
+    for batch_norm, part in found["batch_norm"].items():
+        for name, row in part["rows"].items():
+            norms = part["curves"][name]["norm_backbone"]
+            rows.append((batch_norm, *_row_of_seeds(name, row), f"{norms[0]:.1f} → {norms[-1]:.1f}"))
+    heading = ("batch norm", *SEEDS_HEADING, f"norm of the backbone, epoch 1 → {len(norms)}")
+    note = f"sd: over seeds, in points. n = {found['seeds']} seeds, {found['images']:,} test images; {where(found)}"
+    return f"{table(heading, rows)}\n\n{note}; {found['minutes']} minutes"
+
+
 def _seeds_apart() -> str:
     """The default with nine seeds, and with three of them at a time."""
     found, rows = _of_machine(read(SEEDS)), []
     for it in found["results"]:
         for name, row in it["rows"].items():
-            difference = Estimate(**row["difference"]) if row["difference"] else None
-            compared = _compared(difference, row["p_corrected"], row["verdict"])
-            seeds = f"{it['seeds'][0]} to {it['seeds'][-1]}"
-            rows.append((seeds, name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared))
-    heading = ("seeds", "regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
+            rows.append((f"{it['seeds'][0]} to {it['seeds'][-1]}", *_row_of_seeds(name, row)))
+    heading = ("seeds", *SEEDS_HEADING)
     images = found["results"][0]["images"]
     return f"{table(heading, rows)}\n\nsd: over seeds, in points. {images:,} test images; {where(found)}."
+
+
+SEEDS_HEADING = ("regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
+
+
+def _row_of_seeds(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells below `SEEDS_HEADING` of a row of report.json with several seeds."""
+    difference = Estimate(**row["difference"]) if row["difference"] else None
+    compared = _compared(difference, row["p_corrected"], row["verdict"])
+    return name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared
 
 
 def _as_measured(part: dict[str, Any]) -> str:
@@ -271,6 +291,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": _search,
     "seeds": _seeds_apart,
     "averages": _averages,
+    "batch_norm": _batch_norm,
     "recipe": lambda: _as_measured(_of_machine(read(RECIPE)["none"])),
     "recipe_of_l1": lambda: _as_measured(_of_machine(read(RECIPE)["l1"])),
     "catalogue": _catalogue,
