@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster repro check pr-report docs test test-fast test-fuzz lint bench lock clean
+.PHONY: help setup cluster repro check pr-report docs test test-faults test-fast test-fuzz lint bench lock clean
 
 # What `make NAME=value` gives; a variable of this name in the environment is somebody else's and does not count.
 given = $(if $(filter command,$(origin $1)),$($1))
@@ -49,8 +49,11 @@ pr-report: $(INSTALLED) ## print what changed since BASE=origin/main, as Markdow
 docs: $(INSTALLED) ## fill the tables of README.md and docs/ from the committed JSON
 	@$(BIN)/regbench docs
 
-test: $(INSTALLED) ## run all tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests
+	@$(BIN)/python -m pytest -m "not faults"
+
+test-faults: $(INSTALLED) ## run the tests that kill, damage or fill up what a run needs
+	@$(BIN)/python -m pytest -m faults
 
 test-fast: $(INSTALLED) ## run the tests that take seconds and no git, dvc or network
 	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"

@@ -111,6 +111,7 @@ def test_what_a_run_does_not_use_is_not_in_its_plan(settings):
     assert changed == {"prepare.json", "report.json", *(f"{run}-0/evaluate.json" for run in ("none", "l1", "l2"))}
 
 
+@pytest.mark.slow
 def test_costs_of_the_kinds_in_use_are_in_the_reports_plan(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "COSTS", tmp_path / "results.json")
     assert plan.compute(settings())["report.json"]["costs"] == {}
@@ -121,6 +122,7 @@ def test_costs_of_the_kinds_in_use_are_in_the_reports_plan(settings, tmp_path, m
         plan.compute(settings())
 
 
+@pytest.mark.slow
 def test_old_plans_are_removed_and_nothing_else(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chosen = settings()

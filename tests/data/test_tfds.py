@@ -61,6 +61,7 @@ def test_tfds_reads_what_was_written_in_the_order_asked_for(tfds_home, cifar10_s
     np.testing.assert_array_equal(list(source.read("test", np.arange(10))), images[20:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "declared", "dtype", "channels"),
     [

@@ -134,6 +134,8 @@ NOT_RUN = {
     "make setup": "CI runs it",
     "make test": "this is it",
     "make test-fast": "part of it",
+    "make test-faults": "CI runs it",
+    "make test-fuzz": "CI runs it",
     "pip install -e '.[gpu]'": "2 GB of CUDA packages",
     "pip install -e '.[live]'": "the network",
     "pip install -e .": "`make setup` installs the same packages at pinned versions",

@@ -71,6 +71,7 @@ def test_the_same_network_in_plain_layers_and_back(build, cifar10_sample):
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.slow
 def test_what_only_training_needs_is_left_out():
     inputs = keras.Input((8, 8, 3))
     x = layers.PointwiseConv2D(4, kernel_regularizer="l2", kernel_constraint="non_neg", name="project")(inputs)

@@ -113,6 +113,7 @@ def test_the_same_mathematics_in_double_precision(kind, shape):
     assert_equal(*observe_both(kind, shape, options | {"dtype": "float64"}), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
@@ -193,6 +194,7 @@ def test_maps_and_batches_of_unknown_size(kind):
         np.testing.assert_allclose(ours(images), plain(images), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("kind", CASES)
 def test_compiled_by_xla(kind, shape):
@@ -210,6 +212,7 @@ def test_compiled_by_xla(kind, shape):
     assert_equal(*observed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
 def test_the_way_for_xla_equals_keras(kind, options, shape, monkeypatch):
@@ -359,6 +362,7 @@ class TestLayers(testing.TestCase):
         )
 
 
+@pytest.mark.slow
 class TestBatchNormalization(batch_normalization_test.BatchNormalizationTest):
     """Keras's tests of its own layer, with ours in its place."""
 

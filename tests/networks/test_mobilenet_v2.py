@@ -8,6 +8,7 @@ from regbench import networks, params, regularizers
 from regbench.networks import mobilenet_v2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_equals_keras_applications(size):
     keras.utils.set_random_seed(0)
@@ -26,6 +27,7 @@ def test_equals_keras_applications(size):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_parameters_and_layers():
     model = mobilenet_v2.build((32, 32, 3), 10)
     assert model.count_params() == 2_270_794
@@ -35,6 +37,7 @@ def test_parameters_and_layers():
     assert mobilenet_v2.build((32, 32, 1), 3).output_shape == (None, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.35, 1.4])
 def test_width_scales_as_keras_applications(width):
     ours = mobilenet_v2.build((32, 32, 3), 10, width=width)
@@ -49,6 +52,7 @@ def test_found_by_its_name(settings):
     assert len(networks.kernels(model)) == 53
 
 
+@pytest.mark.slow
 def test_residual_branches_that_start_at_zero(cifar10_sample):
     """A block with a shortcut is the identity then; there are ten, and nothing else differs."""
     keras.utils.set_random_seed(0)
@@ -97,7 +101,8 @@ def test_equals_the_articles_network_in_training(size, cifar10_sample):
         regularizers.attach(model, params.Regularizer("l2", (params.Term("l2", 0.001, "backbone"),)))
         initial = model.get_weights()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False)
+        # Tracing takes most of the time; one of both sizes is enough to have it.
+        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False, run_eagerly=size == 41)
         model.fit(images, labels, batch_size=20, epochs=1, shuffle=False, verbose=0)
         trained.append((initial, model.get_weights()))
     (our_initial, ours), (their_initial, theirs) = trained

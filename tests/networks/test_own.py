@@ -151,6 +151,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_network_that_is_right(build, name):
     body, backbone = RIGHT[name]
@@ -243,6 +244,7 @@ def test_it_trains_and_is_evaluated(project, tmp_path):
     assert rows[1].split(",")[-1] != "" and rows[2].split(",")[0] == "logits" and rows[2].split(",")[-1] == ""
 
 
+@pytest.mark.slow
 def test_its_files_are_part_of_the_plans_of_its_runs(project, tmp_path):
     def compute():
         return plan.compute(project())

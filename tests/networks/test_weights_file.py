@@ -63,6 +63,7 @@ SAVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SAVE)
 def test_every_kind_of_file(file, tmp_path, capsys):
     source = random(networks.build(model_of(), (32, 32, 3), 10))
@@ -114,6 +115,7 @@ def unnamed(blocks=12, start=None):
     return keras.Model(inputs, keras.layers.Dense(4)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["all.weights.h5", "model.keras"])
 def test_names_that_keras_made_up_do_not_count(tmp_path, file, capsys):
     source, network = random(unnamed()), unnamed()
@@ -137,6 +139,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(file, tmp_path):
     with pytest.raises(UserError, match=r"no layer of resnet20 fits .* The network has stem, stem_bn, .* has conv1"):
         networks.build(model_of(network="resnet20", weights=str(file)), (32, 32, 3), 7)
@@ -154,6 +157,7 @@ def test_what_does_not_fit_is_said(file, tmp_path):
         networks.build(model_of(weights=str(tmp_path / "empty.h5")), (32, 32, 3), 10)
 
 
+@pytest.mark.slow
 def test_the_plan_has_the_files_md5(file, tmp_path, image_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

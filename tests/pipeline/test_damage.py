@@ -7,7 +7,7 @@ import pytest
 import yaml
 from scratch import stages_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.dvc]
+pytestmark = [pytest.mark.slow, pytest.mark.dvc, pytest.mark.faults]
 
 
 def flip(path, share=0.6):

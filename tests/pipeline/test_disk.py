@@ -7,7 +7,7 @@ import sys
 import killed
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.dvc]
+pytestmark = [pytest.mark.slow, pytest.mark.dvc, pytest.mark.faults]
 
 KIB = 1024
 STATE = 400 * KIB

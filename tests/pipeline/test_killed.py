@@ -12,7 +12,7 @@ import killed
 import pytest
 from scratch import Repository
 
-pytestmark = [pytest.mark.slow, pytest.mark.dvc]
+pytestmark = [pytest.mark.slow, pytest.mark.dvc, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def test_without_params_and_plans_a_stage_says_what_is_missing(stage, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults
 def test_stopped_in_one_line_and_resumed(image_folder, tmp_path):
     params = scratch.tiny_params(image_folder, **scratch.TINIEST, **{"train.epochs": 50_000})
     repository = scratch.copy_project(tmp_path / "project", params)

@@ -54,6 +54,7 @@ def through(layer, images, labels):
     return after["images"].numpy(), after["labels"].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "policy"),
     [((32, 32, 3), "float32"), ((32, 32, 3), "mixed_bfloat16"), ((28, 28, 1), "float32"), ((20, 45, 3), "float32")],
@@ -370,6 +371,7 @@ def test_no_draw_comes_again_in_the_next_step(plan_of, tmp_path, monkeypatch):
     assert len(np.unique(draws.drawn)) == 4 * 2 * 4
 
 
+@pytest.mark.slow
 def test_validation_is_of_the_images_and_labels_as_they_are(plan_of, tmp_path):
     trained = built(plan_of, tmp_path, {"random_erasing": 1, "mixup": 1, "label_smoothing": 0.5})
     images, labels = noise(20).astype(np.uint8), np.arange(20) % 10

@@ -5,9 +5,7 @@ Both must give the same files.
 """
 
 import json
-import os
 import re
-import subprocess
 
 import pytest
 import yaml
@@ -79,8 +77,8 @@ def zeros():
 
 
 @pytest.fixture(scope="module")
-def trained(image_folder, tmp_path_factory):
-    """{"whole" or "killed": what `SCRIPT` found}."""
+def folder(image_folder, tmp_path_factory):
+    """A folder with the prepared images, the plans and `SCRIPT`."""
     folder = tmp_path_factory.mktemp("kinds")
     settings = tiny_params(
         image_folder,
@@ -92,34 +90,41 @@ def trained(image_folder, tmp_path_factory):
     prepare.prepare(loaded.data, folder / "prepared")
     plan.write(loaded, folder / "plans")
     (folder / "kinds.py").write_text(SCRIPT)
-    environment = Repository(folder).preloaded() | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
-    started = {}
-    for how, threads in (("whole", "2"), ("killed", "1")):
-        (folder / how).mkdir()  # checkpoints lie in the working directory
-        for shared in ("prepared", "plans"):
-            (folder / how / shared).symlink_to(folder / shared)
-        command, log = ["python", "../kinds.py", threads, how], folder / f"{how}.log"
-        with open(log, "w") as output:
-            started[how] = subprocess.Popen(command, cwd=folder / how, env=environment, stdout=output, stderr=output)
-    return {how: result(process, folder / f"{how}.log") for how, process in started.items()}
+    return folder
 
 
-def result(process, log):
-    assert process.wait() == 0, log.read_text()
-    return json.loads(log.read_text().rpartition("found ")[2])
+def trained(folder, threads, how):
+    """What `SCRIPT` finds, "whole" or "killed", in a process of its own."""
+    (folder / how).mkdir()  # checkpoints lie in the working directory
+    for shared in ("prepared", "plans"):
+        (folder / how / shared).symlink_to(folder / shared)
+    repository = Repository(folder / how)
+    output = repository.run("python", "../kinds.py", str(threads), how, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}")
+    return json.loads(output.rpartition("found ")[2])
 
 
+@pytest.fixture(scope="module")
+def whole(folder):
+    return trained(folder, 2, "whole")
+
+
+@pytest.fixture(scope="module")
+def killed(folder):
+    return trained(folder, 1, "killed")
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["none", *catalogue.kinds()])
-def test_the_same_bits_on_one_thread_and_two_killed_or_not(trained, kind):
-    assert trained["whole"][kind] == trained["killed"][kind]
+def test_the_same_bits_on_one_thread_and_two_killed_or_not(whole, killed, kind):
+    assert whole[kind] == killed[kind]
 
 
 @pytest.mark.parametrize("kind", catalogue.kinds())
-def test_strength_zero_is_no_regularizer(trained, kind):
+def test_strength_zero_is_no_regularizer(whole, kind):
     line = next(name for name, line in zeros().items() if kind in line)
-    assert trained["whole"][line][1:] == trained["whole"]["none"][1:]
+    assert whole[line][1:] == whole["none"][1:]
 
 
 @pytest.mark.parametrize("kind", sorted(set(catalogue.kinds()) - {"early_stopping"}))
-def test_the_usual_strength_does_something(trained, kind):
-    assert trained["whole"][kind][2] != trained["whole"]["none"][2]
+def test_the_usual_strength_does_something(whole, kind):
+    assert whole[kind][2] != whole["none"][2]

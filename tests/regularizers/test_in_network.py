@@ -42,6 +42,7 @@ LAYERS = {
 """The layer of Keras that a kind is, and behind which layer it stands."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_equals_keras_own_layer_in_its_place(built, plain, batch, kind):
     made, place = LAYERS[kind]

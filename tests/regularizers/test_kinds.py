@@ -243,6 +243,7 @@ def model():
     return mobilenet_v2.build((32, 32, 3), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "penalised", "initial"), [("none", 0, 0), ("l1", 52, 87.0), ("l2", 54, 5.05)])
 def test_the_articles_penalties(settings, model, name, penalised, initial):
     """52 convolution kernels; with L2 also kernel and bias of the head. Initial values as in the article."""
@@ -259,6 +260,7 @@ def test_the_articles_penalties(settings, model, name, penalised, initial):
         assert float(sum(model.losses)) == pytest.approx(0.001 * sum((w**2).sum() for w in weights), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "covered"), [("all", 54), ("backbone", 52), ("head", 2), ("no_depthwise", 37)])
 def test_scopes(model, scope, covered):
     """52 convolutions, 17 of them depthwise, and kernel and bias of the head."""
@@ -269,6 +271,7 @@ def test_scopes(model, scope, covered):
     assert all(depthwise) if scope in ("all", "backbone") else not any(depthwise)
 
 
+@pytest.mark.slow
 def test_each_kind_of_a_combination_covers_what_it_covers_alone(settings, model):
     regularizers.attach(model, settings(**{"reg.elastic": {"l1": 1e-5, "l2": 1e-4}}).reg["elastic"])
     assert model.get_layer("stem").kernel.regularizer.strengths == {"l1": 1e-5, "l2": 1e-4}

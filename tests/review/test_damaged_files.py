@@ -133,6 +133,7 @@ def said(call):
         return str(error)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.dvc
 @settings(max_examples=COSTLY, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -152,6 +153,7 @@ def test_check_report_and_table(copied, damage, name):
             Path(name).write_bytes(whole)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.dvc
 @settings(max_examples=COSTLY, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -76,6 +76,7 @@ def test_wrong_arguments(arguments, words):
     assert code == 2 and words in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [["repro"], ["watch"], ["table"], ["show"], ["check"], ["pr-report", "HEAD"], ["compare", "HEAD"], ["push"]],

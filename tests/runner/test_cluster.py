@@ -78,6 +78,7 @@ def wait_for(log, pattern, process):
     return found
 
 
+@pytest.mark.faults
 def test_lost_nodes_killed_tasks_and_a_restarted_runner_give_the_bits_of_one_machine(trained, nodes, tmp_path):
     params = yaml.safe_load((trained / "params.yaml").read_text())
     repository = with_remote(scratch.copy_project(tmp_path / "project", params))
@@ -124,6 +125,7 @@ def _command_line(process):
     return " ".join(process.info["cmdline"] or ())
 
 
+@pytest.mark.faults
 def test_a_failing_run_is_reported_and_the_others_go_on_while_the_remote_store_is_away(stub, nodes, tmp_path):
     repository = with_remote(stub)
     nodes.add("one")
@@ -132,7 +134,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on_while_the_remote_store_i
     remote = tmp_path / "remote"
     log = tmp_path / "log"
     runner = start(repository, nodes.address, log)
-    wait_for(log, "none-0 running on", runner)
+    wait_for(log, "none-0(:| running on)", runner)
     # Away: a file is in its place.
     remote.rename(remote.with_name("away"))
     remote.touch()
@@ -204,6 +206,7 @@ Repo().push(targets=["two"])
 """
 
 
+@pytest.mark.faults
 def test_a_push_after_one_that_was_killed_pushes_all(tmp_path):
     repository = Repository(tmp_path / "project")
     repository.folder.mkdir()

@@ -73,6 +73,7 @@ def test_a_failing_run_does_not_stop_the_others(stub, jobs):
     assert set(stages_run(again)) == {"train@none-0", "evaluate@none-0", "report"}
 
 
+@pytest.mark.faults
 def test_a_run_that_was_killed_is_named(stub):
     output = stub.regbench("repro", "--jobs", "2", check=False, STUB_KILLED="l2-0")
     assert stub.returncode == 1 and "exited with -9" in output
@@ -189,6 +190,7 @@ def start(repository, *arguments, **variables):
     return process, output
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c(stub, jobs):
     process, _ = start(stub, "--jobs", jobs, STUB_SLOW="l2-0")
@@ -209,6 +211,7 @@ def test_ctrl_c(stub, jobs):
     assert set(stages_run(stub.regbench("repro"))) == {"train@l2-0", "evaluate@l2-0", "report"}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_training_ends_with_the_runner(stub, number):
     process, _ = start(stub, "--jobs", "2", STUB_SLOW="l2-0")

@@ -19,6 +19,7 @@ def trained(output):
     return {stage for stage in stages_run(output) if stage.startswith(COSTLY)}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("end", [0, 0.33, 0.77, -9])
 def test_cut_off(done, end):
     whole = done.read("dvc.lock")

@@ -222,6 +222,7 @@ def test_on_a_terminal_a_table_and_above_it_what_dvc_says(talking):
     assert re.search(r"l2-0 +(starts|trains)", text)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.dvc
 def test_ctrl_c_on_a_terminal_leaves_the_table_and_one_line(talking):

@@ -72,6 +72,7 @@ def test_three_kinds(repository):
     assert (repository.folder / ".regbench/search/l2_l1_dropout.png").exists()
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.dvc
 def test_killed_continued_and_applied(repository):
