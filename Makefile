@@ -17,7 +17,7 @@ FOUND = $(or $(call given,PYTHON),$(shell for python in python3 python3.13 pytho
 BASE ?= origin/main
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 setup: $(INSTALLED) ## make .venv with the pinned packages; PYTHON=path
 
@@ -58,7 +58,7 @@ test-faults: $(INSTALLED) ## run the tests that kill, damage or fill up what a r
 test-fast: $(INSTALLED) ## run the tests that take seconds and no git, dvc or network
 	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"
 
-test-fuzz: $(INSTALLED) ## run the tests that make up their input, on five times as much
+test-fuzz: $(INSTALLED) ## run the tests that make up their input on more of it
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many
 
 lint: $(INSTALLED) ## check style, type hints and which room imports which
