@@ -46,7 +46,7 @@ check: $(INSTALLED) ## fail unless the committed results are up to date
 pr-report: $(INSTALLED) ## print what changed since BASE=origin/main, as Markdown
 	@$(BIN)/regbench pr-report "$(BASE)" --images "$(IMAGES)"
 
-docs: $(INSTALLED) ## fill the tables of README.md and docs/ from the committed JSON
+docs: $(INSTALLED) ## fill the tables of README.md and docs/ from committed JSON
 	@$(BIN)/regbench docs
 
 test: $(INSTALLED) ## run the tests
