@@ -17,13 +17,22 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import project
 import seaborn as sns
+from matplotlib.ticker import LogFormatter
 from project import ROOT, regbench
 
 from regbench import files, params
 from regbench.review import blocks, tables
 
 READ = {"moving": "val_accuracy_moving", "anew": "val_accuracy"}
+STYLES = {"anew": "-", "moving": "--"}
 WORDS = {"moving": "moving averages, as in the article", "anew": "averages computed anew"}
+
+
+class Plain(LogFormatter):
+    """Labels as few ticks as `LogFormatter` does, and writes 0.6 where it writes 6e-01."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return f"{value:g}" if super().__call__(value, position) else ""
 
 
 def main():
@@ -65,28 +74,28 @@ def draw(found: dict, beside: Path) -> None:
 
     figure, panels = plt.subplots(1, len(runs), figsize=(11, 3.6), sharey=True, layout="constrained")
     for axes, (name, seeds) in zip(panels, runs.items(), strict=True):
-        for reading, style in {"anew": "-", "moving": "--"}.items():
-            lines(axes, [run[reading] for run in seeds], WORDS[reading], color=colors[name], linestyle=style)
+        for reading, style in STYLES.items():
+            lines(axes, [run[reading] for run in seeds], color=colors[name], linestyle=style)
         axes.set(title=name, xlabel="epoch")
     panels[0].set(ylabel="accuracy on test images", ylim=(0, None))
-    handles, labels = panels[0].get_legend_handles_labels()
-    for handle in handles:
-        handle.set_color("black")
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    handles = [plt.Line2D([], [], color="black", linestyle=STYLES[reading], label=WORDS[reading]) for reading in STYLES]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     save(figure, beside, "averages")
 
     penalized = {name: seeds for name, seeds in runs.items() if name in article["reg_loss"]}
     figure, panels = plt.subplots(1, len(penalized), figsize=(9, 3.6), layout="constrained")
     for axes, (name, seeds) in zip(panels, penalized.items(), strict=True):
-        lines(axes, [run["reg_loss"] for run in seeds], "here", color=colors[name], linestyle="-")
+        lines(axes, [run["reg_loss"] for run in seeds], color=colors[name], label="here")
         printed = article["reg_loss"][name]
         axes.plot(epochs(printed), printed, "k.", label="article, 224 pixels")
         axes.set(title=name, xlabel="epoch", ylabel="reg loss", yscale="log")
+        axes.yaxis.set_major_formatter(Plain())
+        axes.yaxis.set_minor_formatter(Plain())
         axes.legend(frameon=False)
     save(figure, beside, "reg_loss")
 
 
-def lines(axes: plt.Axes, seeds: Sequence[Sequence[float]], label: str, **style: object) -> None:
+def lines(axes: plt.Axes, seeds: Sequence[Sequence[float]], label: str | None = None, **style: object) -> None:
     """The mean over seeds, and each seed faintly behind it."""
     if len(seeds) > 1:
         for values in seeds:
