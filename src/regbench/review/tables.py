@@ -27,6 +27,7 @@ SEARCH = Path("benchmarks/search.json")
 SEEDS = Path("benchmarks/seeds.json")
 AVERAGES = Path("docs/article/32px.json")
 BATCH_NORM = Path("docs/batch_norm/results.json")
+STUDY = Path("docs/study/results.json")
 
 
 def _results(folder: Path | None = None) -> str:
@@ -238,6 +239,19 @@ def _batch_norm() -> str:
     return f"{table(heading, rows)}\n\n{note}; {found['minutes']} minutes"
 
 
+def _study() -> str:
+    """What a search over l1 and l2 found."""
+    found, parts = _of_machine(read(STUDY)), []
+    heading = ("strength", "seeds", "validation, %", "difference to the best, points [95 %]", "verdict")
+    for kind, searched in found["kinds"].items():
+        rows = []
+        for it in searched["points"]:
+            difference = verdicts.interval(Estimate(**it["difference"])) if it["difference"] else ""
+            rows.append((it["label"], len(it["seeds"]), f"{100 * it['accuracy']:.1f}", difference, it["word"]))
+        parts += [f"**{kind}**", table(heading, rows), " ".join(searched["sentences"])]
+    return "\n\n".join([*parts, f"{where(found)}; {found['minutes']} minutes"])
+
+
 def _seeds_apart() -> str:
     """The default with nine seeds, and with three of them at a time."""
     found, rows = _of_machine(read(SEEDS)), []
@@ -292,6 +306,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "seeds": _seeds_apart,
     "averages": _averages,
     "batch_norm": _batch_norm,
+    "study": _study,
     "recipe": lambda: _as_measured(_of_machine(read(RECIPE)["none"])),
     "recipe_of_l1": lambda: _as_measured(_of_machine(read(RECIPE)["l1"])),
     "catalogue": _catalogue,
