@@ -27,7 +27,7 @@ from regbench.search import edit
 KEPT = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict", "gap"}
 """Of each row of report.json."""
 
-DRAWN = {"val_accuracy": "validation accuracy", "norm_backbone": "norm of the backbone's kernels, √Σw²"}
+DRAWN = {"val_accuracy": "validation accuracy", "norm_backbone": "norm of the backbone, √Σw²"}
 FOLDER = ROOT / tables.BATCH_NORM.parent
 
 

@@ -32,7 +32,6 @@ HERE = {
     "dvc metrics diff",
     "dvc params diff main",
     "dvc plots diff",
-    "dvc plots diff -o dvc_plots",
     "dvc repro -f prepare",
     "dvc repro evaluate@l2-0",
     "dvc repro -f -s train@l2-0",
@@ -115,7 +114,6 @@ ELSEWHERE = {
     "dvc add resnet50_notop.h5": "networks/test_own.py::test_dvc_plans_anew_when_its_file_changes",
     "dvc exp run --queue": QUEUE,
     "regbench check": "review/test_check.py::test_a_clone_without_a_cache",
-    "dvc exp run -S model.batch_norm=false -S model.zero_init_residual=false -S '~reg.l1'": SETTINGS,
 }
 """Commands that another test runs, or whose settings it checks."""
 
@@ -123,7 +121,6 @@ NOT_RUN = {
     "cp docs/study/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
     "cp docs/article/params.yaml params.yaml": "hours; `test_the_articles_params_are_what_the_comments_say`",
     "cp docs/kinds/params.yaml params.yaml": "an hour of training follows; `test_the_params_of_studies_are_allowed`",
-    'git commit -am "with batch normalization"': "between two experiments",
     "git fetch --unshallow": "Git's own",
     "git fetch origin": "Git's own",
     "git rm -r --cached": "Git's own",
@@ -145,6 +142,7 @@ NOT_RUN = {
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
     "python benchmarks/search.py /tmp/search": "half an hour",
     "python benchmarks/seeds.py /tmp/seeds": "half an hour",
+    "python benchmarks/batch_norm.py /tmp/batch_norm": "five minutes",
     "python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages": "half an hour",
     "python benchmarks/averages.py docs/article/params.yaml /tmp/article": "hours, for a GPU",
     "python benchmarks/dvc_at_scale.py": "ten minutes",

@@ -337,7 +337,7 @@ def test_two_devices_train_as_one(tmp_path):
 def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared, image_folder):
     """Whole trainings: batch normalization's averages, validation and checkpoints among it, in a process each."""
     # Steps so small that they don't amplify rounding.
-    changes = {"train.epochs": 1, "train.learning_rate": 1e-6} | SMALL
+    changes = {"train.epochs": 2, "train.learning_rate": 1e-6, "train.moving_averages": True} | SMALL
     recorded = {}
     for out, synchronize, devices in (
         ("one", True, ["CPU:0"]),
@@ -351,6 +351,7 @@ def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared, ima
         plan.write(params.load(prepared / "params.yaml"))
         on_devices(prepared, WHOLE, out, *devices)
         recorded[out] = rows(prepared / out)
-    for key, within in (("cross_entropy", 1e-4), ("reg_loss", 1e-4), ("val_cross_entropy", 2e-3)):
-        assert recorded["synchronized"][0][key] == pytest.approx(recorded["one"][0][key], rel=within), key
+    keys = {"cross_entropy": 1e-4, "reg_loss": 1e-4, "val_cross_entropy": 2e-3, "val_cross_entropy_moving": 2e-3}
+    for epoch, (key, within) in itertools.product((0, 1), keys.items()):
+        assert recorded["synchronized"][epoch][key] == pytest.approx(recorded["one"][epoch][key], rel=within), key
     assert recorded["apart"][0]["cross_entropy"] != pytest.approx(recorded["one"][0]["cross_entropy"], rel=1e-3)
