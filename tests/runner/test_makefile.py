@@ -48,6 +48,16 @@ def test_a_python_of_the_environment_does_not_count(make, tmp_path):
     assert [line for line in make("setup", "PYTHON=/opt/mine/python") if "/opt/mine/python -m venv .venv" in line]
 
 
+def test_what_is_installed_is_not_installed_again(make, tmp_path):
+    mark, lock = tmp_path / ".venv/installed", tmp_path / "requirements.lock"
+    shutil.copy(lock, mark)
+    os.utime(lock, (mark.stat().st_mtime + 10,) * 2)
+    assert not [line for line in make("setup") if "-m venv .venv" in line]
+    lock.write_text("another==1.0\n")
+    os.utime(lock, (mark.stat().st_mtime + 20,) * 2)
+    assert [line for line in make("setup") if "-m venv .venv" in line]
+
+
 def test_help_names_every_target():
     done = subprocess.run(("make", "help"), cwd=ROOT, env=OUTSIDE, text=True, capture_output=True, check=True)
     targets = (ROOT / "Makefile").read_text().partition(".PHONY: ")[2].splitlines()[0].split()
