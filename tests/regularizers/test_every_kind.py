@@ -100,7 +100,7 @@ def trained(folder, threads, how):
         (folder / how / shared).symlink_to(folder / shared)
     repository = Repository(folder / how)
     output = repository.run("python", "../kinds.py", str(threads), how, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}")
-    return json.loads(output.rpartition("found ")[2])
+    return json.loads(re.search(r"^found (.*)$", output, re.MULTILINE)[1])
 
 
 @pytest.fixture(scope="module")
