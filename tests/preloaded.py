@@ -151,8 +151,12 @@ def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
             load(modules)
             connection, _ = listening.accept()
             request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-            while not request.endswith(b"\n"):
-                request += connection.recv(1 << 20)
+            while not request.endswith(b"\n") and (more := connection.recv(1 << 20)):
+                request += more
+            if not request.endswith(b"\n"):  # the caller was killed before it had asked
+                for open_file in (connection, *map(os.fdopen, descriptors)):
+                    open_file.close()
+                continue
             if pid := os.fork():
                 callers[pid] = connection
                 for number in descriptors:
