@@ -24,10 +24,10 @@ setup: $(INSTALLED) ## make .venv with the pinned packages; PYTHON=path
 # The mark is written last, so a half-done installation is begun again. It is a copy of what was installed: Git gives
 # requirements.lock another time also where another branch has the same.
 $(INSTALLED): requirements.lock
-	@if cmp -s $< $@; then touch $@; else $(MAKE) --no-print-directory anew "PYTHON=$(call given,PYTHON)"; fi
+	@if cmp -s $< $@; then touch $@; else $(MAKE) --no-print-directory install "PYTHON=$(call given,PYTHON)"; fi
 
-.PHONY: anew
-anew:
+.PHONY: install
+install:
 	@test -n "$(FOUND)" || { echo "error: regbench needs Python 3.11, 3.12 or 3.13; none is on the PATH"; exit 1; }
 	@echo "Installing into .venv with $$($(FOUND) --version); about 2 GB, a few minutes"
 	@rm -rf .venv

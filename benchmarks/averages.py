@@ -1,4 +1,4 @@
-"""The article's setting, each training read twice: with batch normalization's moving averages, and computed anew.
+"""The article's setting, each training read twice: with batch normalization's moving and recomputed averages.
 
     python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages
 
@@ -23,9 +23,9 @@ from project import ROOT, regbench
 from regbench import files, params
 from regbench.review import blocks, tables
 
-READ = {"moving": "val_accuracy_moving", "anew": "val_accuracy"}
-STYLES = {"anew": "-", "moving": "--"}
-WORDS = {"moving": "moving averages, as in the article", "anew": "averages computed anew"}
+READ = {"moving": "val_accuracy_moving", "recomputed": "val_accuracy"}
+STYLES = {"recomputed": "-", "moving": "--"}
+WORDS = {"moving": "moving averages, as in the article", "recomputed": "recomputed averages"}
 
 
 class Plain(LogFormatter):

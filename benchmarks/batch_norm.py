@@ -20,12 +20,8 @@ import seaborn as sns
 from project import ROOT, regbench
 
 from regbench import files
-from regbench.report import results
 from regbench.review import blocks, tables
 from regbench.search import edit
-
-KEPT = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict", "gap"}
-"""Of each row of report.json."""
 
 DRAWN = {"val_accuracy": "validation accuracy", "norm_backbone": "norm of the backbone, √Σw²"}
 FOLDER = ROOT / tables.BATCH_NORM.parent
@@ -44,8 +40,7 @@ def main():
     for batch_norm, text in asked.items():
         Path("params.yaml").write_text(text)
         regbench("repro")
-        report = results.read(results.PATH)
-        rows = {name: row.model_dump(include=KEPT) for name, row in report.rows.items()}
+        report, rows = project.rows()
         found[batch_norm] = {"rows": rows, "curves": curves()}
     record = {
         "machine": blocks.made_here(),

@@ -136,6 +136,14 @@ def ablation_table(prepared, rounds):
     return of | {"n": rounds, "base": base, "noise_percent": noise, "without_percent": table}
 
 
+def repro(folder, *options):
+    """Seconds of `regbench repro` in a scratch repository, from prepare to the table, nothing at hand."""
+    for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    return python("-m", "regbench", "repro", *options, cwd=folder, PYTHONPATH=str(folder / "src"))[1]
+
+
 def comparison(folder, rounds):
     """The default comparison end to end: trainings the article's way and `regbench repro`, alternating.
 
@@ -152,10 +160,7 @@ def comparison(folder, rounds):
             call = (ROOT / "benchmarks/article.py", name, chosen["seeds"][0], "--batch-size", batch_size)
             article[batch_size].append(python(*call, cwd=folder, plain=True)[1])
             say(f"one training the article's way, batch {batch_size}: {article[batch_size][-1]:.0f} s")
-        for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
-            shutil.rmtree(folder / made, ignore_errors=True)
-        (folder / "dvc.lock").unlink(missing_ok=True)
-        ours.append(python("-m", "regbench", "repro", cwd=folder, PYTHONPATH=str(folder / "src"))[1])
+        ours.append(repro(folder))
         say(f"regbench, {runs} runs from prepare to the table: {ours[-1]:.0f} s (round {number + 1} of {rounds})")
     no_op = [python("-m", "dvc", "repro", cwd=folder)[1] for _ in range(5)]
     report = [python("stages/report.py", cwd=folder)[1] for _ in range(3)]
@@ -226,14 +231,7 @@ def gpu(data):
 
 def gpu_jobs(folder):
     """The default comparison on a GPU: as many runs at once as `regbench repro` chooses, and one after another."""
-    seconds = {}
-    for jobs in (None, 1):
-        for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench", "dvc.lock"):
-            path = folder / made
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        options = () if jobs is None else ("--jobs", jobs)
-        call = ("-m", "regbench", "repro", *options)
-        seconds["as chosen" if jobs is None else "one by one"] = python(*call, cwd=folder, PYTHONPATH="src")[1]
+    seconds = {"as chosen": repro(folder), "one by one": repro(folder, "--jobs", 1)}
     return {"gpu": blocks.gpu(), "seconds": seconds, "ratio": round(seconds["one by one"] / seconds["as chosen"], 2)}
 
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from regbench.report import results
+from regbench.report.results import Report
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -20,6 +23,13 @@ def enter(folder: Path) -> str:
 def regbench(*arguments: object) -> None:
     """Call `regbench`."""
     run(sys.executable, "-m", "regbench", *map(str, arguments))
+
+
+def rows() -> tuple[Report, dict[str, dict]]:
+    """report.json, and of each of its rows what a table of several seeds needs."""
+    report = results.read(results.PATH)
+    kept = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict", "gap"}
+    return report, {name: row.model_dump(include=kept) for name, row in report.rows.items()}
 
 
 def run(*command: str) -> None:

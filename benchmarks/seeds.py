@@ -13,12 +13,8 @@ import project
 from project import ROOT, regbench
 
 from regbench import files
-from regbench.report import results
 from regbench.review import blocks
 from regbench.search import edit
-
-KEPT = {"correct", "test", "test_sd", "difference", "p_corrected", "verdict"}
-"""Of each row of report.json."""
 
 
 def main():
@@ -31,8 +27,7 @@ def main():
     for seeds in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [*range(9)]):
         Path("params.yaml").write_text(edit.with_sections(committed, edit.raw_lines(committed), seeds))
         regbench("repro")
-        report = results.read(results.PATH)
-        rows = {name: row.model_dump(include=KEPT) for name, row in report.rows.items()}
+        report, rows = project.rows()
         found.append({"seeds": seeds, "images": report.images.test, "rows": rows})
         record = {"machine": blocks.made_here(), "results": found}
         files.write_json(arguments.out, record)

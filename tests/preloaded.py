@@ -154,8 +154,9 @@ def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
             while not request.endswith(b"\n") and (more := connection.recv(1 << 20)):
                 request += more
             if not request.endswith(b"\n"):  # the caller was killed before it had asked
-                for open_file in (connection, *map(os.fdopen, descriptors)):
-                    open_file.close()
+                connection.close()
+                for number in descriptors:
+                    os.close(number)
                 continue
             if pid := os.fork():
                 callers[pid] = connection

@@ -1,5 +1,6 @@
 """What tests share: real CIFAR-10 images, tiny params, and scratch repositories to run dvc in."""
 
+import csv
 import json
 import os
 import re
@@ -31,6 +32,15 @@ def write_image_folder(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     return folder
+
+
+def history(folder):
+    """The rows of a run's history.csv, numbers as floats; None where moving averages were not asked for."""
+    with open(folder / "history.csv", newline="") as file:
+        return [
+            {key: None if key.endswith("_moving") and not value else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 TINIEST = {

@@ -258,6 +258,7 @@ def test_the_params_of_studies_are_allowed(study, lines):
 def test_the_study_of_kinds_has_the_projects_settings():
     """But for the schedule of the learning rate, which changed after it."""
     ours, studys = params_of("params.yaml"), params_of("docs/kinds/params.yaml")
+    assert (studys["train"]["schedule"], studys["train"]["cooldown_epochs"]) == ("constant", 3)
     studys["train"] |= {name: ours["train"][name] for name in ("schedule", "cooldown_epochs")}
     assert {kind for line in studys["reg"].values() for kind in (line if isinstance(line, dict) else ())} == {"l1"}
     assert ours | {"reg": None} == studys | {"reg": None}

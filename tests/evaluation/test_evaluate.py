@@ -95,7 +95,7 @@ def test_all_of_a_real_run(settings, plan_of, tmp_path, monkeypatch):
     layers = table(run / "evaluation/layers.csv")
     assert len(layers) == 53
     assert sum(float(row["penalty_share"]) for row in layers) == pytest.approx(1, abs=1e-3)
-    history = {key: float(value) for key, value in table(run / "history.csv")[-1].items() if value}
+    history = scratch.history(run)[-1]
     assert history["reg_loss"] == pytest.approx(measured["reg_loss"], rel=1e-5)
     assert history["val_cross_entropy"] == pytest.approx(measured["validation"]["cross_entropy"], rel=1e-4)
     assert history["norm_head"] == pytest.approx(float(layers[-1]["sum_squares"]) ** 0.5, rel=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import yaml
 from scratch import ROOT, Repository, tiny_params
+from scratch import history as rows
 
 from regbench import live, plan, regularizers
 from regbench.data import arrays, prepare
@@ -44,11 +45,6 @@ def train(plan_of, tmp_path):
         return tmp_path / out
 
     return run
-
-
-def rows(folder):
-    with open(folder / "history.csv", newline="") as file:
-        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def assert_same(one, other):

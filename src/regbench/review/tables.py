@@ -198,27 +198,30 @@ def _averages() -> str:
     """The article's setting, read with both averages of batch normalization."""
     found = _of_machine(read(AVERAGES))
     last = {
-        name: {reading: [round(run[reading][-1] * found["images"]) for run in seeds] for reading in ("moving", "anew")}
+        name: {
+            reading: [round(run[reading][-1] * found["images"]) for run in seeds]
+            for reading in ("moving", "recomputed")
+        }
         for name, seeds in found["runs"].items()
     }
     baseline, rows = last["none"], []
     for name, correct in last.items():
-        lag = difference_over_seeds(correct["moving"], correct["anew"], found["images"])
+        lag = difference_over_seeds(correct["moving"], correct["recomputed"], found["images"])
         to_none = ("", "")
         if name != "none":
             to_none = tuple(
                 verdicts.interval(difference_over_seeds(baseline[reading], correct[reading], found["images"]))
-                for reading in ("moving", "anew")
+                for reading in ("moving", "recomputed")
             )
-        means = (_percent(mean_over_seeds(correct[reading], found["images"])) for reading in ("moving", "anew"))
+        means = (_percent(mean_over_seeds(correct[reading], found["images"])) for reading in ("moving", "recomputed"))
         rows.append((name, *means, verdicts.interval(lag), *to_none))
     heading = (
         "regularizer",
         "moving averages, % [95 %]",
-        "computed anew, % [95 %]",
-        "anew − moving, points",
+        "recomputed averages, % [95 %]",
+        "recomputed − moving, points",
         "to none, moving",
-        "to none, anew",
+        "to none, recomputed",
     )
     n = len(found["runs"]["none"])
     return (
