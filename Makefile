@@ -60,18 +60,18 @@ test: $(INSTALLED) ## run the tests
 test-faults: $(INSTALLED) ## run the tests that kill, damage or fill up what a run needs
 	@$(BIN)/python -m pytest -m faults
 
-test-fast: $(INSTALLED) ## run the tests that take seconds and no git, dvc or network
+test-fast: $(INSTALLED) ## run the tests that are fast and need no Git, DVC or network
 	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"
 
-test-fuzz: $(INSTALLED) ## run the tests that make up their input on more of it
+test-fuzz: $(INSTALLED) ## run the tests that draw their input at random, with more of it
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many
 
-lint: $(INSTALLED) ## check style, type hints and which room imports which
+lint: $(INSTALLED) ## check style, type hints and which part imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## measure speed and memory; half an hour, on an idle machine
+bench: $(INSTALLED) ## measure speed and memory; more than an hour, on an idle machine
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
 
 lock: ## pin the newest allowed packages anew; needs uv

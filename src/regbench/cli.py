@@ -44,6 +44,8 @@ def repro(arguments: argparse.Namespace) -> None:
     Results that DVC's cache or its remote store has are taken from there. Plain `dvc repro` gives the same results, one
     run after another.
     """
+    from regbench.review import blocks
+
     if arguments.cluster:
         from regbench.runner import cluster
 
@@ -52,6 +54,8 @@ def repro(arguments: argparse.Namespace) -> None:
         from regbench.runner import local
 
         local.repro(arguments.jobs)
+    for path in blocks.fill():
+        print(f"written: the tables of {path}")
     table(arguments)
     if hint := _activation():
         print(f"\nTo use `dvc` and `regbench` in this shell, type: {hint}")

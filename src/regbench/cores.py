@@ -1,7 +1,7 @@
-"""How runs share the cores of one machine. No result depends on it.
+"""How runs share the cores and the GPU of one machine. No result depends on it.
 
-`REGBENCH_RUNS` in the environment says how many runs go at a time; the runner sets it. Without it a run takes itself to
-be alone.
+The runner says so in the environment: `REGBENCH_RUNS` is how many runs go at a time, `REGBENCH_GPU_MIB` how much memory
+of a shared GPU each may take. Without them a run takes itself to be alone.
 """
 
 import os
@@ -24,3 +24,14 @@ def threads() -> int:
     In the backward pass a layer's gradients for its input and for its weights are independent; little else is.
     """
     return 2 if count() >= 2 * runs() else 1
+
+
+def gpu_mib() -> int | None:
+    """How many MiB of a GPU's memory this run may take; None: as many as it needs."""
+    said = os.environ.get("REGBENCH_GPU_MIB", "")
+    return int(said) if said.isdecimal() and int(said) else None
+
+
+def gpus_hidden() -> bool:
+    """Whether `CUDA_VISIBLE_DEVICES` hides all GPUs from this process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")

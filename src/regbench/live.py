@@ -292,6 +292,6 @@ def require(views: Iterable[str]) -> None:
     for name in views:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(
-                f"live.{name}: the package {PACKAGES[name]} is not installed; `pip install -e '.[live]'`, or set it "
-                "to false"
+                f"live.{name}: the package {PACKAGES[name]} is not installed; `.venv/bin/pip install -e '.[live]'`, or "
+                "set it to false"
             )

@@ -70,7 +70,10 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
     keras.config.set_image_data_format("channels_last")
     keras.config.set_epsilon(1e-7)
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        if limit := cores.gpu_mib():
+            tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)])
+        else:
+            tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
@@ -129,9 +132,8 @@ def _no_keras_json() -> Iterator[None]:
 
 def _gpu_there() -> bool:
     """Whether this machine seems to have an NVIDIA GPU, and nobody hides it from this process."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
     driver = any(Path(path).exists() for path in ("/dev/nvidia0", "/proc/driver/nvidia"))
-    return not hidden and (driver or shutil.which("nvidia-smi") is not None)
+    return not cores.gpus_hidden() and (driver or shutil.which("nvidia-smi") is not None)
 
 
 def _why_no_gpu(held: str) -> str:

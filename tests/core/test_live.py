@@ -110,7 +110,9 @@ def test_committed_params_want_none():
 
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"live\.dvclive: the package dvclive is not installed; `pip install -e"):
+    with pytest.raises(
+        UserError, match=r"live\.dvclive: the package dvclive is not installed; `.venv/bin/pip install -e"
+    ):
         live.require(["dvclive"])
     live.require([])
 

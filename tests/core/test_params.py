@@ -67,6 +67,16 @@ def test_the_kinds_are_the_files():
     assert "mobilenet_v2" in catalogue.networks() and "layers" not in catalogue.networks()
 
 
+def test_a_mapping_may_take_over_another():
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("  l2: 0.001\n", "  l2: 0.001\n  a: &a {l1: 1e-5, l2: 1e-4}\n  b: {<<: *a, l2: 1e-3, scope: head}\n")
+    )
+    terms = {term.kind: (term.strength, term.scope) for term in params.parse(text).reg["b"].terms}
+    assert terms == {"l1": (1e-5, "head"), "l2": (1e-3, "head")}
+
+
 @pytest.mark.parametrize("written", ["5e-05", "1e-5", "1E-5", "0", "0.0", "0.001", "1", ".5e-3", "1.e-3"])
 def test_strengths_as_dvc_writes_them(tmp_path, written):
     text = changed().replace("l2: 0.001", f"l2: {written}")

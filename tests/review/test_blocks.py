@@ -47,9 +47,19 @@ def test_a_changed_result_is_noted_with_machine_and_day(pages):
     assert list(blocks.stale()) == []
 
 
+@pytest.mark.parametrize("change", [("  l1: 0.001\n", ""), ("  l1: 0.001\n", "  l1: 0.01\n")])
+def test_tables_are_of_the_report_also_after_a_change_of_params(pages, change):
+    params = pages / "params.yaml"
+    text = params.read_text()
+    assert change[0] in text
+    params.write_text(text.replace(*change))
+    assert list(blocks.stale()) == []
+    assert blocks.fill() == [] and "| l1, 0.001 |" in (pages / "README.md").read_text()
+
+
 def test_text_outside_of_blocks_stays(pages):
     page = pages / "docs/speed.md"
-    page.write_text(page.read_text() + "\nA line of one's own.\n")
+    page.write_text(page.read_text() + "\nA heading\n=======\n\nA line of one's own.\n")
     assert list(blocks.stale()) == []
 
 
@@ -64,3 +74,5 @@ def test_a_conflict_is_said_in_words(pages):
     page.write_text(f"<<<<<<< HEAD\n{page.read_text()}=======\n>>>>>>> other\n")
     with pytest.raises(UserError, match="merge conflict in line 1"):
         list(blocks.stale())
+    blocks.fill()
+    assert list(blocks.stale()) == []

@@ -208,6 +208,13 @@ def test_a_commit_without_readable_files_is_no_error(project):
     assert shown()[1] == "workspace"
 
 
+def test_before_the_first_results(project):
+    project.run("git", "rm", "-q", "report.json")
+    project.run("git", "commit", "-q", "--amend", "-m", "params only")
+    (project.folder / "metrics/summary.json").unlink(missing_ok=True)
+    assert experiments.revisions() and shown()[1].split()[0] == "workspace"
+
+
 def test_the_program(project):
     output = project.regbench("show", "--sort", "val", "-n", "10", PYTHONPATH=str(scratch.ROOT / "src"), COLUMNS="80")
     assert "first results" in output and "Traceback" not in output

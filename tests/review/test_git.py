@@ -41,6 +41,20 @@ def test_files_in_commits(repository):
     assert git.merge_base(first, "HEAD") == first
 
 
+def test_the_working_directory_decides_which_repository_it_is(repository, monkeypatch, tmp_path_factory):
+    """Hooks and other programs set variables that name another one."""
+    other = scratch.Repository(tmp_path_factory.mktemp("other"))
+    other.run("git", "init", "-q", "-b", "main")
+    monkeypatch.setenv("GIT_DIR", str(other.folder / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other.folder))
+    assert git.blob("HEAD", "a.txt") == b"one"
+
+
+def test_signatures_are_not_taken_for_commits(repository):
+    repository.run("git", "config", "log.showSignature", "true")
+    assert git.last_commit_of("a.txt") == git.commit("HEAD")
+
+
 def test_revisions_that_are_not_there(repository):
     assert git.commit("origin/nowhere") is git.commit("--help") is git.commit("") is None
     repository.run("git", "switch", "-q", "--orphan", "alone")

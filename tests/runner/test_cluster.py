@@ -15,7 +15,7 @@ import scratch
 import yaml
 from scratch import Repository
 
-from regbench.runner import worker
+from regbench.runner import cluster, worker
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: make cluster")
 pytestmark = [pytest.mark.slow, pytest.mark.dvc]
@@ -43,15 +43,15 @@ def head():
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    cluster = head()
-    yield cluster
-    cluster.shutdown()
+def ray_cluster():
+    made = head()
+    yield made
+    made.shutdown()
 
 
 @pytest.fixture
-def nodes(cluster, tmp_path):
-    nodes = Nodes(cluster, tmp_path / "nodes")
+def nodes(ray_cluster, tmp_path):
+    nodes = Nodes(ray_cluster, tmp_path / "nodes")
     yield nodes
     for name in list(nodes.running):
         nodes.lose(name)
@@ -173,6 +173,29 @@ def test_nothing_begins_without_a_remote_store_or_a_cluster(stub):
     output = stub.regbench("repro", "--cluster", "127.0.0.1:1", check=False)
     assert stub.returncode == 1 and "error: there is no Ray cluster at 127.0.0.1:1" in output
     assert "Traceback" not in output
+
+
+def test_one_process_connects_once_a_round(nodes):
+    """As a search does."""
+    for _ in range(2):
+        with cluster.connected(nodes.address) as ray:
+            assert ray.is_initialized()
+
+
+def test_a_remote_store_in_a_folder_travels_by_its_whole_path(stub, monkeypatch):
+    stub.dvc("remote", "add", "--local", "--default", "store", "../remote")
+    stub.dvc("config", "--local", "core.checksum_jobs", "2")
+    monkeypatch.chdir(stub.folder)
+    stub.write(".dvc/config.local", cluster.config("store"))
+    assert stub.dvc("config", "--local", "remote.store.url").strip() == str(stub.folder.parent / "remote")
+    assert stub.dvc("config", "--local", "core.remote").strip() == "store"
+    assert stub.dvc("config", "--local", "core.checksum_jobs").strip() == "2"
+
+
+def test_a_project_below_the_top_of_its_repository_is_refused(stub):
+    shutil.move(stub.folder / ".git", stub.folder.parent / ".git")
+    output = stub.regbench("repro", "--cluster", "127.0.0.1:1", check=False)
+    assert stub.returncode == 1 and "a cluster needs the project at the top of its Git repository" in output
 
 
 def test_patience_ends():

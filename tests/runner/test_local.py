@@ -34,6 +34,15 @@ def test_side_by_side(stub):
     assert stub.regbench("repro").splitlines() == ["Everything is up to date.", "THE TABLE"]
 
 
+@pytest.mark.parametrize(("jobs", "told"), [("2", 2), ("1", 0)])
+def test_runs_that_share_a_gpu_are_told_how_much_of_it_is_theirs(stub, tmp_path, jobs, told):
+    """The GPU is pretended: all that is there is its driver's program."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 20000\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    output = stub.regbench("repro", "--jobs", jobs, PATH=f"{tmp_path}:{stub.preloaded()['PATH']}")
+    assert output.count("its GPU memory: 8464 MiB") == output.count("its GPU memory") == told
+
+
 def test_one_at_a_time(stub):
     output = stub.regbench("repro", "--jobs", "1")
     assert "2 runs to train\n" in output
@@ -43,6 +52,14 @@ def test_one_at_a_time(stub):
 def test_one_at_a_time_is_what_dvc_repro_gives(stub, done):
     stub.dvc("repro")
     assert yaml.safe_load(stub.read("dvc.lock")) == yaml.safe_load(done.read("dvc.lock"))
+
+
+def test_tables_are_filled_where_nothing_is_stale(done):
+    """As after `dvc exp apply`, which brings results and leaves README.md as it was."""
+    done.write("README.md", "<!-- catalogue -->\n<!-- /catalogue -->\n")
+    output = done.regbench("repro")
+    assert "Everything is up to date.\nwritten: the tables of README.md\n" in output
+    assert "### l2" in done.read("README.md")
 
 
 def test_only_the_report_is_stale(done):

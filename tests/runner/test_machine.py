@@ -72,6 +72,26 @@ def test_runs_share_a_gpu_as_far_as_its_memory_goes(settings, with_nvidia, gpus,
     assert machine.jobs(settings(**changes), runs) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "at_a_time", "low", "high"),
+    [("80000", 4, 18_000, 20_000), ("80000\n40000", 2, 18_000, 20_000), ("8000", 2, 2_000, 4_000)],
+)
+def test_runs_that_share_a_gpu_have_a_limit_each_and_fit_beside_each_other(with_nvidia, gpus, at_a_time, low, high):
+    with_nvidia(gpus)
+    assert low <= machine.gpu_mib(at_a_time) <= high
+
+
+@pytest.mark.parametrize(("gpus", "at_a_time"), [("80000", 1), ("100", 4)])
+def test_a_run_alone_or_a_gpu_without_room_has_no_limit(with_nvidia, gpus, at_a_time):
+    with_nvidia(gpus)
+    assert machine.gpu_mib(at_a_time) is None
+
+
+def test_no_limit_without_a_gpu(make):
+    make(16, 64)
+    assert machine.gpu_mib(4) is None
+
+
 def test_a_run_on_a_gpu_needs_a_core(settings, with_nvidia):
     with_nvidia("80000", cores=2)
     assert machine.jobs(settings(), 9) == 2

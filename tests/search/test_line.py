@@ -10,7 +10,16 @@ from regbench.search import edit, line
 
 PARAMS = (ROOT / "params.yaml").read_text()
 WITH_MORE = edit.with_sections(
-    PARAMS, {"none": 0, "l2": 0.001, "elastic": {"l1": 1e-5, "l2": 1e-4}, "head": {"l2": 1e-3, "scope": "head"}}, [0]
+    PARAMS,
+    {
+        "none": 0,
+        "l2": 0.001,
+        "elastic": {"l1": 1e-5, "l2": 1e-4},
+        "head": {"l2": 1e-3, "scope": "head"},
+        "mix": {"dropout": 0.1, "l2": 1e-3, "scope": "head"},
+        "unscoped": {"l2": 1e-3, "scope": None},
+    },
+    [0],
 )
 SETTINGS = params.parse(WITH_MORE)
 WEAK, STRONG = line.strengths(1e-5, 1e-3, 2), line.strengths(1e-4, 1e-2, 1)
@@ -54,6 +63,8 @@ def test_a_number_is_read_back_the_same(strength, text):
         ("reg.l2", (), "l2_1e_4", "l2: 1e-4", "1e-4"),
         ("proximal_l1", (), "proximal_l1_1e_4", "proximal_l1: 1e-4", "1e-4"),
         ("head", (), "head_1e_4", "head: {l2: 1e-4, scope: head}", "1e-4"),
+        ("mix.l2", (), "mix_1e_4", "mix: {l2: 1e-4, dropout: 0.1, scope: head}", "1e-4"),
+        ("unscoped", (), "unscoped_1e_4", "unscoped: {l2: 1e-4}", "1e-4"),
         ("elastic.l2", (), "elastic_1e_4", "elastic: {l2: 1e-4, l1: 1e-5}", "1e-4"),
         ("elastic.l2", ("elastic.l1",), "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),
         ("elastic.l2", ("reg.elastic.l1",), "elastic_1e_4_1e_3", "elastic: {l2: 1e-4, l1: 1e-3}", "l2 1e-4, l1 1e-3"),

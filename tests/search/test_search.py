@@ -136,6 +136,29 @@ def test_the_planner_is_told_what_is_known_and_no_more():
 
 
 @pytest.mark.parametrize(
+    ("diverged", "said"),
+    [
+        (set(), None),
+        ({("l2_1e_3", 0)}, None),
+        ({("l2_1e_2", 1)}, "l2: 1e-2 is the best of those that were tried with all seeds, and it diverged with seed 1"),
+        (
+            {(name, seed) for name in ("l2_1e_2", "l2_1e_3") for seed in (0, 1)},
+            "l2 diverged with every strength that was tried",
+        ),
+    ],
+)
+def test_a_best_strength_that_diverged_is_said_with_its_seed(diverged, said):
+    wanted = search.Search((LINE,), (scratch.ROOT / "params.yaml").read_text(), (0, 1), scratch.ROOT)
+    known = search.Known(diverged=diverged)
+    for name, right in (("l2_1e_2", 100), ("l2_1e_3", 40)):
+        for seed in (0, 1):
+            if (name, seed) not in diverged:
+                known.right[name, seed] = np.arange(100) < right
+    why = search.why_none(wanted, LINE, search.standings(wanted, LINE, known), known)
+    assert why == (said and f"{said}; search with --to lower")
+
+
+@pytest.mark.parametrize(
     ("seeds", "count", "expected"), [((0, 1, 2), 2, (0, 1)), ((0, 1, 2), 4, (0, 1, 2, 3)), ((5, 1), 4, (5, 1, 0, 2))]
 )
 def test_seeds_are_those_of_params_first(seeds, count, expected):

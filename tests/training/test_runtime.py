@@ -27,3 +27,15 @@ def test_a_gpu_that_can_not_be_used_is_told_unless_it_is_hidden(tmp_path, hidden
         assert lines[-1] == "TensorFlow can't use the GPU of this machine. The run goes on without it (docs/gpu.md)"
         assert len(lines) > 1 and all(line.startswith("TensorFlow: ") for line in lines[:-1])
         assert "cuda drivers" in done.stderr and "oneDNN" not in done.stderr and "rebuild" not in done.stderr
+
+
+def test_memory_of_a_shared_gpu_has_a_limit():
+    code = (
+        "from regbench import runtime; tf = runtime.start(); gpus = tf.config.list_physical_devices('GPU');"
+        "print(*(tf.config.get_logical_device_configuration(gpu)[0].memory_limit for gpu in gpus))"
+    )
+    environment = Repository(ROOT).environment() | {"REGBENCH_GPU_MIB": "2000"}
+    done = subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True, check=True)
+    if not done.stdout.strip():
+        pytest.skip("this machine has no GPU that TensorFlow can use")
+    assert set(done.stdout.split()) == {"2000"}

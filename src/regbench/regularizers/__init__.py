@@ -24,9 +24,9 @@ On the whole of a training, `strength` being that of params:
     stops(history, strength)                → whether training ends after these rows of history; the best row's weights,
                                               by validation cross-entropy, are kept
 
-Several kinds of one line act in the order of the line. Random numbers are drawn by Keras's own layers.
-`training.model` sets their states before each step, so that they are a function of (seed, step). A strength of 0 is the
-same as no regularizer.
+Several kinds of one line act in the order of their `ORDER`, then of their names. Random numbers are drawn by Keras's
+own layers. `training.model` sets their states before each step, so that they are a function of (seed, step). A strength
+of 0 is the same as no regularizer.
 """
 
 import importlib

@@ -24,6 +24,7 @@ class Row(Record):
 
     Attributes:
         kinds: what the line consists of.
+        strengths: of these kinds; empty in reports of older versions.
         correct: how many test images each seed has right, in the order of `Report.seeds`.
         test: test accuracy.
         test_sd: its standard deviation over seeds, where there are several.
@@ -47,6 +48,7 @@ class Row(Record):
     """
 
     kinds: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = ()
     correct: tuple[int, ...]
     test: Estimate
     test_sd: float | None = None

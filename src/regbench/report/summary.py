@@ -83,6 +83,7 @@ def rows(plan: dict, runs: Sequence[Run]) -> dict[str, Row | Diverged]:
         estimate, p = compared.get(name, (None, None))
         found[name] = Row(
             kinds=tuple(term.kind for term in plan["reg"][name].terms),
+            strengths=tuple(float(term.strength) for term in plan["reg"][name].terms),
             correct=correct,
             test=accuracy(group),
             test_sd=statistics.standard_deviation(correct, images) if len(group) > 1 else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from regbench.errors import UserError
 
 WAY_OUT = "resolve params.yaml, run `make repro`, and commit"
-CONFLICT = re.compile(r"^(<{7}|={7}|>{7}|\|{7})( .*)?$", re.MULTILINE)
+CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( .*)?$", re.MULTILINE)  # ======= may underline a heading
 
 
 def read(path: str | Path) -> bytes:

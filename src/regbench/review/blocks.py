@@ -31,7 +31,7 @@ def fill() -> list[Path]:
     """
     if results.PATH.exists() and tables.MADE.parent.is_dir():
         md5 = tables.md5(results.PATH)
-        if not tables.MADE.exists() or tables.read(tables.MADE).get("report_md5") != md5:
+        if _noted() != md5:
             files.write_json(tables.MADE, {"report_md5": md5} | made_here())
     changed = []
     for path in pages():
@@ -40,6 +40,14 @@ def fill() -> list[Path]:
             path.write_text(after, encoding="utf-8")
             changed.append(path)
     return changed
+
+
+def _noted() -> str | None:
+    """Of which report.json `docs/results.json` is; None where there is none or a merge left markers in it."""
+    try:
+        return tables.read(tables.MADE).get("report_md5")
+    except UserError:
+        return None
 
 
 def stale() -> Iterator[str]:

@@ -114,12 +114,12 @@ def revisions(commits: int = 3) -> list[Revision]:
     logged = git.output(
         "log", "--format=%H%x09%h%x09%s", f"-{commits + 1}", "--", *map(str, (results.PATH, summary.SUMMARY))
     )
-    hashes = [line.split("\t", 2) for line in logged.splitlines()]
+    hashes = [line.split("\t", 2) for line in logged.split("\n") if line]
     history = [_committed(full, short, subject) for full, short, subject in hashes]
     compared = [
         # The newest one with all its rows; the one behind the last only to compare with.
         _compared(now, before, all_rows=place == 0)
-        for place, (now, before) in enumerate(zip(history, [*history[1:], None], strict=True))
+        for place, (now, before) in enumerate(zip(history, [*history, None][1:], strict=True))
     ][:commits]
     experiments = _experiments()
     here = _read(WORKSPACE, "", parameters.PATH.read_bytes, results.PATH.read_bytes, summary.SUMMARY.read_bytes)

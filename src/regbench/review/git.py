@@ -7,6 +7,9 @@ from pathlib import Path
 
 from regbench.errors import UserError
 
+OF_ANOTHER = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_INDEX_FILE", "GIT_PREFIX")
+"""Variables that lead Git to another repository than that of the working directory; its hooks set some of them."""
+
 
 def require_commit() -> None:
     """Raise a `UserError` unless this is a Git repository with a commit."""
@@ -95,8 +98,9 @@ def _names(*arguments: str) -> set[str]:
 
 def _run(*arguments: str, input: bytes | None = None, **variables: str) -> subprocess.CompletedProcess:
     try:
-        command = ["git", "--literal-pathspecs", *arguments]
-        environment = os.environ | {"LC_ALL": "C"} | variables
+        command = ["git", "--literal-pathspecs", "-c", "log.showSignature=false", *arguments]
+        inherited = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER}
+        environment = inherited | {"LC_ALL": "C"} | variables
         return subprocess.run(command, input=input, capture_output=True, env=environment)
     except FileNotFoundError:
         raise UserError("Git is not installed, or not on the PATH") from None

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from regbench import catalogue, params
+from regbench import catalogue
 from regbench.errors import UserError
 from regbench.report import results, tracked, verdicts
-from regbench.report.results import Diverged, Report
+from regbench.report.results import Diverged, Report, Row
 from regbench.report.statistics import Estimate, difference_over_seeds, mean_over_seeds
 
 LABEL = re.compile(r"^(?=[A-Z][^.:;\n]*: |Equals )", re.MULTILINE)
@@ -32,16 +32,16 @@ STUDY = Path("docs/study/results.json")
 
 def _results(folder: Path | None = None) -> str:
     """The committed results of params.yaml; those of a study, which has its files in `folder`, best first."""
-    (report, made), strengths, rows = _report(folder), params.load((folder or Path()) / "params.yaml").reg, []
+    (report, made), rows = _report(folder), []
     ordered = [*report.rows.items()]
     if folder:
         ordered.sort(key=lambda it: -1 if isinstance(it[1], Diverged) else it[1].test.value, reverse=True)
     for name, row in ordered:
-        name = _with_strength(name, strengths[name])
         if isinstance(row, Diverged):
             rows.append((name, "diverged", "", "", ""))
             continue
-        rows.append((name, _percent(row.test), *_compared(row.difference, row.p_corrected, row.verdict)))
+        compared = _compared(row.difference, row.p_corrected, row.verdict)
+        rows.append((_with_strength(name, row), _percent(row.test), *compared))
     baseline = report.baseline or "the baseline"
     heading = ("regularizer", "test accuracy, % [95 %]", f"difference to {baseline}, points [95 %]", "p", "verdict")
     images = report.images.test if report.images else 0
@@ -156,7 +156,7 @@ def _others() -> str:
     add("pipeline", "the input pipeline alone", lambda it: f"{it['images_per_second']:,} images/s", 5)
     add(
         "larger_than_memory",
-        "an epoch of 40,000 images of 224 px, 5.8 GB, within 2 GB of memory",
+        "an epoch of 40,000 images of 224 px, 5.8 GB, within 2 GB of memory, the network at 32 px",
         lambda it: f"{it['seconds']:.0f} s",
     )
     return table(("what", "median", "n", "machine, date"), rows)
@@ -246,13 +246,13 @@ def _study() -> str:
     """What a search over l1 and l2 found."""
     found, parts = _of_machine(read(STUDY)), []
     heading = ("strength", "seeds", "validation, %", "difference to the best, points [95 %]", "verdict")
-    for kind, searched in found["kinds"].items():
+    for kind, searched in found["searches"].items():
         rows = []
         for it in searched["points"]:
             difference = verdicts.interval(Estimate(**it["difference"])) if it["difference"] else ""
             rows.append((it["label"], len(it["seeds"]), f"{100 * it['accuracy']:.1f}", difference, it["word"]))
         parts += [f"**{kind}**", table(heading, rows), " ".join(searched["sentences"])]
-    return "\n\n".join([*parts, f"{where(found)}; {found['minutes']} minutes"])
+    return "\n\n".join([*parts, where(found)])
 
 
 def _seeds_apart() -> str:
@@ -366,9 +366,9 @@ def _seeds(report: Report) -> str:
     return f"n = {len(report.seeds)} {'seed' if len(report.seeds) == 1 else 'seeds'}"
 
 
-def _with_strength(name: str, line: params.Regularizer) -> str:
+def _with_strength(name: str, row: Row) -> str:
     """`l2, 0.001`; a combination is only named."""
-    return f"{name}, {line.terms[0].strength:g}" if [term.kind for term in line.terms] == [name] else name
+    return f"{name}, {row.strengths[0]:g}" if row.kinds == (name,) and row.strengths else name
 
 
 def _percent(estimate: Any) -> str:

@@ -4,12 +4,14 @@ DVC's remote store is all that the machines share. Ray places the runs, starts t
 lost, and ships this code. DVC's run cache knows what is done.
 """
 
+import contextlib
 import dataclasses
 import os
 import socket
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,11 @@ def repro(address: str) -> None:
         UserError: nothing could begin, or runs failed of themselves.
     """
     settings = local.begin()
+    if below := git.output("rev-parse", "--show-prefix").strip():
+        raise UserError(
+            f"a cluster needs the project at the top of its Git repository, and here it lies in {below}; give it a "
+            "repository of its own, or train on this machine: `make repro`"
+        )
     if not local.stale():
         print("Everything is up to date.")
         return
@@ -76,7 +83,11 @@ def repro(address: str) -> None:
             "the machines of a cluster share nothing but DVC's remote store, and this repository has no default one; "
             "for example `dvc remote add --default store s3://bucket/regbench` (docs/scale.md)"
         )
-    ray = _connect(address)
+    with connected(address) as ray:
+        _repro(ray, remote, settings)
+
+
+def _repro(ray: "ModuleType", remote: str, settings: Params) -> None:
     local.dvc("repro", "plan")
     if "prepare" not in local.restore([], remote)[0]:
         local.dvc("repro", "prepare")
@@ -122,11 +133,18 @@ def _restore(runs: list[str]) -> dict[str, str]:
         except store.StoreError as error:
             raise worker.CutOffError(str(error)) from None
 
-    return local.missing_of(runs, worker.patiently(attempt, _say))
+    return local.missing_of(runs, _patiently(attempt))
 
 
 def _push(targets: list[str], run_cache: bool = False) -> None:
-    worker.patiently(lambda: worker.push(targets, run_cache=run_cache), _say)
+    _patiently(lambda: worker.push(targets, run_cache=run_cache))
+
+
+def _patiently(attempt: Callable[[], worker.Result]) -> worker.Result:
+    try:
+        return worker.patiently(attempt, _say)
+    except worker.CutOffError as error:
+        raise UserError(f"the remote store did not answer for ten minutes: {error}") from None
 
 
 def _project(remote: str) -> worker.Project:
@@ -138,6 +156,8 @@ def _project(remote: str) -> worker.Project:
     with tempfile.TemporaryDirectory() as folder:
         # An index of its own leaves the user's alone; fixed dates and names let equal files make an equal commit.
         environment = {"GIT_INDEX_FILE": f"{folder}/index"}
+        if git.commit("HEAD"):  # so that files that Git has and would ignore are in it too
+            git.output("read-tree", "HEAD", **environment)
         for who in ("GIT_AUTHOR", "GIT_COMMITTER"):
             environment |= {f"{who}_NAME": "regbench", f"{who}_EMAIL": "", f"{who}_DATE": "2000-01-01T00:00Z"}
         git.output("add", "--all", **environment)
@@ -149,8 +169,7 @@ def _project(remote: str) -> worker.Project:
         git.output("bundle", "create", f"{folder}/bundle", worker.SNAPSHOT)
         git.output("update-ref", "-d", worker.SNAPSHOT)
         bundle = Path(f"{folder}/bundle").read_bytes()
-    config = Path(".dvc/config.local")
-    return worker.Project(tree, bundle, (config.read_text() if config.exists() else "") + _place(remote))
+    return worker.Project(tree, bundle, config(remote))
 
 
 def _short_lock() -> bytes:
@@ -160,13 +179,28 @@ def _short_lock() -> bytes:
     return yaml.safe_dump(whole, sort_keys=False).encode()
 
 
-def _place(remote: str) -> str:
-    """A section of DVC's config: where a remote store in a folder is. A relative path would be wrong on a node."""
+def config(remote: str) -> str:
+    """`.dvc/config.local` for a node. A remote store in a folder has its whole path: a relative one would be wrong."""
+    from configobj import ConfigObj
     from dvc.repo import Repo
 
+    path = Path(".dvc/config.local")
+    config = ConfigObj(path.read_text().splitlines() if path.exists() else [])
     with Repo() as repo:
         place = repo.cloud.get_remote(remote)
-        return f"\n['remote \"{remote}\"']\n    url = {place.path}\n" if place.fs.protocol == "local" else ""
+        if place.fs.protocol == "local":
+            config.setdefault(f'remote "{remote}"', {})["url"] = place.path
+    return "\n".join([*config.write(), ""])
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator["ModuleType"]:
+    """Ray, connected to its cluster at `address`; a search connects once a round."""
+    ray = _connect(address)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def _connect(address: str) -> "ModuleType":
@@ -174,7 +208,7 @@ def _connect(address: str) -> "ModuleType":
         import ray
     except ImportError:
         raise UserError(
-            "Ray is not installed; `make repro CLUSTER=…` installs it, or `pip install -e '.[cluster]'`"
+            "Ray is not installed; `make repro CLUSTER=…` installs it, or `.venv/bin/pip install -e '.[cluster]'`"
         ) from None
     try:
         host, _, port = address.rpartition(":")

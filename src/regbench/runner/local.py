@@ -22,7 +22,7 @@ from pathlib import Path
 from regbench import errors, live, params, plan
 from regbench.errors import UserError
 from regbench.params import Params
-from regbench.review import blocks, git
+from regbench.review import git
 from regbench.runner import lock, machine, progress, store, worker
 
 CHATTER = re.compile(
@@ -75,8 +75,6 @@ def repro(jobs: int | None = None) -> None:
         check_space(settings, len(missing), cache)
         run_all(settings, missing, jobs)
     dvc("repro")
-    for path in blocks.fill():
-        print(f"written: the tables of {path}", flush=True)
 
 
 def begin() -> Params:
@@ -211,7 +209,8 @@ class Commands:
     """DVC's commands that are running; those that still run when the `with` block is left are ended."""
 
     def __init__(self, runs: int = 1) -> None:
-        self.environment = worker.environment(runs)
+        limit = machine.gpu_mib(runs)
+        self.environment = worker.environment(runs, **({"REGBENCH_GPU_MIB": str(limit)} if limit else {}))
         self.lock = threading.Lock()
         self.running = set()
         self.ending = False

@@ -21,6 +21,9 @@ ROOT = Path("/")
 RUNS_A_GPU = 4
 """How many runs share a GPU, at most. Not measured yet."""
 
+BYTES_OF_CUDA = 1.5 * GIB
+"""An estimate of the GPU memory that CUDA and its libraries take for one run. Not measured yet."""
+
 
 def jobs(settings: Params, missing: int) -> int:
     """How many of `missing` runs to train at a time: by cores and memory.
@@ -55,7 +58,16 @@ def bytes_of_run_on_gpu(settings: Params) -> float:
 
     Not measured yet.
     """
-    return 1.5 * GIB + 2 * _bytes_of_maps(settings)
+    return BYTES_OF_CUDA + 2 * _bytes_of_maps(settings)
+
+
+def gpu_mib(at_a_time: int) -> int | None:
+    """How many MiB of GPU memory TensorFlow may take for each of several runs; None: as many as it needs.
+
+    Without a limit a run that takes more than it was thought to would take it from the others, which would fail.
+    """
+    free = min(free_gpu_memory(), default=0)
+    return max(0, int((free / at_a_time - BYTES_OF_CUDA) / MIB)) or None if at_a_time > 1 else None
 
 
 def _bytes_of_maps(settings: Params) -> float:
@@ -69,7 +81,7 @@ def _bytes_of_maps(settings: Params) -> float:
 def free_gpu_memory() -> list[int]:
     """Free bytes of each NVIDIA GPU that this process may use; empty where there is none, or no driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if (visible is not None and visible.strip() in ("", "-1", "NoDevFiles")) or not shutil.which("nvidia-smi"):
+    if cores.gpus_hidden() or not shutil.which("nvidia-smi"):
         return []
     chosen = [f"--id={visible}"] if visible else []
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", *chosen]

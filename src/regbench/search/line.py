@@ -91,6 +91,8 @@ def yaml_text(value: Any) -> str:
     """A line's value in YAML's flow style."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {yaml_text(inner)}' for key, inner in value.items())}}}"
+    if value is None:
+        return "null"
     return number(value) if isinstance(value, float) and value else str(value)
 
 
@@ -176,7 +178,7 @@ def _given(settings: Params, key: str) -> dict[str, Any]:
     terms = settings.reg[key].terms
     found: dict[str, Any] = {term.kind: term.strength for term in terms}
     if any(term.scope != catalogue.kinds()[term.kind].scope for term in terms):
-        found["scope"] = terms[0].scope
+        found["scope"] = next(term.scope for term in terms if term.scope)
     return found
 
 

@@ -7,6 +7,7 @@ epoch. What it saves as an experiment is brought into the project's Git reposito
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,25 +32,26 @@ def locked() -> Iterator[None]:
         yield
 
 
-def copy(dataset: str) -> Path:
+def copy(dataset: str, weights: str | None = None) -> Path:
     """Make the copy, or bring it up to date; its folder.
 
     Args:
         dataset: `data.dataset`; a folder of images with a relative path is linked to, not copied.
+        weights: `model.weights`; Git ignores such a file where DVC keeps it.
     """
     git.require_commit()
     below = Path(git.output("rev-parse", "--show-prefix").strip())
-    clone = (FOLDER / "clone").resolve()
+    clone, top = (FOLDER / "clone").resolve(), git.output("rev-parse", "--show-toplevel").strip()
     commit = git.commit("HEAD")
     if not (clone / ".git").is_dir():
         shutil.rmtree(clone, ignore_errors=True)
-        git.output("clone", "--quiet", "--no-checkout", git.output("rev-parse", "--show-toplevel").strip(), str(clone))
+        git.output("clone", "--quiet", "--no-checkout", top, str(clone))
     identity = {name: git.output("config", "--default", "", name).strip() for name in ("user.name", "user.email")}
     changed = _listed("diff", "--name-only", "--relative", "-z", "HEAD")
     new = _listed("ls-files", "--others", "--exclude-standard", "-z")
     project, here = clone / below, Path.cwd()
     with contextlib.chdir(clone):
-        git.output("fetch", "--quiet", "origin", "HEAD")
+        git.output("fetch", "--quiet", top, "HEAD")
         # Not what Git ignores: images, runs and checkpoints stay.
         git.output("clean", "--quiet", "--force", "-d")
         git.output("checkout", "--quiet", "--force", "--detach", commit)
@@ -62,6 +64,9 @@ def copy(dataset: str) -> Path:
         if path.is_file():
             (project / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, project / path)
+    if weights and not Path(weights).is_absolute() and Path(weights).is_file():
+        (project / weights).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(weights, project / weights)
     if images.is_dir() and not images.is_absolute():
         _link(project / images, images.resolve(), here)
     _configure(here / ".dvc", project / ".dvc")
@@ -103,14 +108,22 @@ def _listed(*command: str) -> list[Path]:
 
 
 def _link(place: Path, images: Path, home: Path) -> None:
-    """Let a relative path lead to the images from within the copy too."""
-    place = Path(shutil.os.path.normpath(place))
-    if place.exists():
-        return
+    """Let a relative path lead to the images from within the copy too; those that Git has are there already."""
+    place = Path(os.path.normpath(place))
     if not place.is_relative_to((home / FOLDER).resolve()):
         raise UserError(f"data.dataset: give {images} as an absolute path, so that the search's copy finds it")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(images)
+    for link in [place, *place.rglob("*")]:
+        if link.is_symlink():  # of a search before
+            link.unlink()
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(images)
+        return
+    for path in images.rglob("*"):
+        there = place / path.relative_to(images)
+        if path.is_file() and not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(path)
 
 
 def _configure(home: Path, copied: Path) -> None:

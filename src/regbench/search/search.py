@@ -155,18 +155,24 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
     """
     _announce(search)
     with project.locked():
-        copied = project.copy(search.settings.data.dataset)
+        copied = project.copy(search.settings.data.dataset, search.settings.model.weights)
         with contextlib.chdir(copied), said_as(command):
             known = _look(search, Known())
             _train(search, known, place)
             # Once more, so that what was trained has both names; `names` says why.
             _look(search, known)
-            found = {line: _standings(search, line, known) for line in search.lines}
+            found = {line: standings(search, line, known) for line in search.lines}
+            refused = {line: why for line in search.lines if (why := why_none(search, line, found[line], known))}
+            found = {line: standings for line, standings in found.items() if line not in refused}
+            if not found:
+                raise UserError("; ".join(refused.values()))
             best = max(found, key=lambda line: _top(found[line]).accuracy)
             baseline = _baseline(search, best, _top(found[best]), known)
     for line, standings in found.items():
         _show(search, line, standings, baseline, known, is_best=line == best)
     _paste(search, {line: _top(standings).point for line, standings in found.items()}, apply)
+    if refused:
+        raise UserError("; ".join(refused.values()))
 
 
 def seeds_of(settings: Params, count: int) -> tuple[int, ...]:
@@ -264,13 +270,24 @@ def _announce(search: Search) -> None:
         print("Validation images are the test images here (data.validation_images), so test accuracy will be too high")
 
 
-def _standings(search: Search, line: Line, known: Known) -> list[Standing]:
+def standings(search: Search, line: Line, known: Known) -> list[Standing]:
     flags = known.of(line, search.seeds)
     diverged = {pair for pair in flags if (line.name(pair[0]), pair[1]) in known.diverged}
-    found = verdict.standings(search.grid(line, known), search.rounds(line, known), flags, diverged)
-    if any((_top(found).point, seed) in diverged for seed in search.seeds):
-        raise UserError(f"{line.key} diverged with every strength that was tried; search with --to lower")
-    return found
+    return verdict.standings(search.grid(line, known), search.rounds(line, known), flags, diverged)
+
+
+def why_none(search: Search, line: Line, found: list[Standing], known: Known) -> str | None:
+    """Why a line has no strength to recommend, where its best one diverged with some seed."""
+    top = _top(found).point
+    seeds = [seed for seed in search.seeds if (line.name(top), seed) in known.diverged]
+    if not seeds:
+        return None
+    if all((line.name(it.point), seed) in known.diverged for it in found for seed in it.seeds):
+        return f"{line.key} diverged with every strength that was tried; search with --to lower"
+    return (
+        f"{line.key}: {line.label(top)} is the best of those that were tried with all seeds, and it diverged with "
+        f"{_seeds(seeds)}; search with --to lower"
+    )
 
 
 def _top(found: Sequence[Standing]) -> Standing:
