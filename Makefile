@@ -60,10 +60,10 @@ test: $(INSTALLED) ## run the tests
 test-faults: $(INSTALLED) ## run the tests that kill, damage or fill up what a run needs
 	@$(BIN)/python -m pytest -m faults
 
-test-fast: $(INSTALLED) ## run the tests that are fast and need no Git, DVC or network
+test-fast: $(INSTALLED) ## run the fast tests that need no Git, DVC or network
 	@$(BIN)/python -m pytest -m "not slow and not dvc and not network"
 
-test-fuzz: $(INSTALLED) ## run the tests that draw their input at random, with more of it
+test-fuzz: $(INSTALLED) ## run more of the tests with random input
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many
 
 lint: $(INSTALLED) ## check style, type hints and which part imports which
@@ -71,7 +71,7 @@ lint: $(INSTALLED) ## check style, type hints and which part imports which
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## measure speed and memory; more than an hour, on an idle machine
+bench: $(INSTALLED) ## measure speed and memory: an hour and more, idle
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
 
 lock: ## pin the newest allowed packages anew; needs uv

@@ -154,7 +154,7 @@ def test_a_best_strength_that_diverged_is_said_with_its_seed(diverged, said):
         for seed in (0, 1):
             if (name, seed) not in diverged:
                 known.right[name, seed] = np.arange(100) < right
-    why = search.why_none(wanted, LINE, search.standings(wanted, LINE, known), known)
+    why = search.why_none(wanted, LINE, search.ranked(wanted, LINE, known), known)
     assert why == (said and f"{said}; search with --to lower")
 
 

@@ -161,7 +161,7 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
             _train(search, known, place)
             # Once more, so that what was trained has both names; `names` says why.
             _look(search, known)
-            found = {line: standings(search, line, known) for line in search.lines}
+            found = {line: ranked(search, line, known) for line in search.lines}
             refused = {line: why for line in search.lines if (why := why_none(search, line, found[line], known))}
             found = {line: standings for line, standings in found.items() if line not in refused}
             if not found:
@@ -270,7 +270,7 @@ def _announce(search: Search) -> None:
         print("Validation images are the test images here (data.validation_images), so test accuracy will be too high")
 
 
-def standings(search: Search, line: Line, known: Known) -> list[Standing]:
+def ranked(search: Search, line: Line, known: Known) -> list[Standing]:
     flags = known.of(line, search.seeds)
     diverged = {pair for pair in flags if (line.name(pair[0]), pair[1]) in known.diverged}
     return verdict.standings(search.grid(line, known), search.rounds(line, known), flags, diverged)
