@@ -34,12 +34,16 @@ def test_side_by_side(stub):
     assert stub.regbench("repro").splitlines() == ["Everything is up to date.", "THE TABLE"]
 
 
-def test_runs_that_share_a_gpu_are_told_how_much_of_it_is_theirs(stub, tmp_path):
+def test_runs_that_share_a_gpu_are_told_how_much_of_it_is_theirs(monkeypatch, tmp_path):
     """The GPU is pretended: all that is there is its driver's program."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 20000\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    output = stub.regbench("repro", "--jobs", "2", PATH=f"{tmp_path}:{stub.preloaded()['PATH']}")
-    assert output.count("its GPU memory: 8464 MiB") == 2
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = "import os; print(os.environ.get('REGBENCH_GPU_MIB'))"
+    for runs, expected in ((2, "8464\n"), (1, "None\n")):
+        with local.Commands(runs) as commands:
+            assert commands.run((sys.executable, "-c", told), print) == (0, expected)
 
 
 def test_one_at_a_time(stub):
