@@ -34,6 +34,13 @@ def write_image_folder(folder):
     return folder
 
 
+def simulate_gpu(folder, script):
+    """All that is there of a GPU is its driver's program nvidia-smi, this shell script, in a folder for the PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
 def history(folder):
     """The rows of a run's history.csv, numbers as floats; None where moving averages were not asked for."""
     with open(folder / "history.csv", newline="") as file:

@@ -185,7 +185,7 @@ def test_one_process_connects_once_a_round(nodes):
 def test_a_remote_store_in_a_folder_travels_by_its_whole_path(stub, monkeypatch):
     stub.dvc("remote", "add", "--local", "--default", "store", "../remote")
     monkeypatch.chdir(stub.folder)
-    stub.write(".dvc/config.local", cluster.config("store"))
+    stub.write(".dvc/config.local", cluster.node_config("store"))
     listed = stub.dvc("config", "--local", "--list").splitlines()
     assert {*listed} == {f"remote.store.url={stub.folder.parent / 'remote'}", "core.remote=store"}
 

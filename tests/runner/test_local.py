@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 import zc.lockfile
-from scratch import stages_run
+from scratch import simulate_gpu, stages_run
 
 from regbench.errors import UserError
 from regbench.runner import local, worker
@@ -35,9 +35,7 @@ def test_side_by_side(stub):
 
 
 def test_runs_that_share_a_gpu_are_told_how_much_of_it_is_theirs(monkeypatch, tmp_path):
-    """The GPU is pretended: all that is there is its driver's program."""
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 20000\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
+    simulate_gpu(tmp_path, "echo 20000")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     told = "import os; print(os.environ.get('REGBENCH_GPU_MIB'))"

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from scratch import simulate_gpu
 
 from regbench.runner import machine
 
@@ -47,10 +48,7 @@ def with_nvidia(make, tmp_path):
 
     def with_gpus(printed, code=0, cores=16):
         make(cores, 64)
-        program = tmp_path / "bin/nvidia-smi"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\necho '{printed}'\necho \"$*\" > '{tmp_path}/asked'\nexit {code}\n")
-        program.chmod(0o755)
+        simulate_gpu(tmp_path / "bin", f"echo '{printed}'\necho \"$*\" > '{tmp_path}/asked'\nexit {code}")
 
     return with_gpus
 

@@ -147,7 +147,7 @@ def test_the_planner_is_told_what_is_known_and_no_more():
         ),
     ],
 )
-def test_a_best_strength_that_diverged_is_said_with_its_seed(diverged, said):
+def test_a_diverged_best_strength_is_named_with_its_seed(diverged, said):
     wanted = search.Search((LINE,), (scratch.ROOT / "params.yaml").read_text(), (0, 1), scratch.ROOT)
     known = search.Known(diverged=diverged)
     for name, right in (("l2_1e_2", 100), ("l2_1e_3", 40)):

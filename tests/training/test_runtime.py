@@ -4,16 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from scratch import ROOT, Repository
+from scratch import ROOT, Repository, simulate_gpu
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_gpu_that_can_not_be_used_is_told_unless_it_is_hidden(tmp_path, hidden):
-    """Here the GPU is pretended: all that is there is its driver's program."""
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
+    simulate_gpu(tmp_path, "")
     environment = Repository(ROOT).environment()
     environment |= {"PATH": f"{tmp_path}:{environment['PATH']}"} | ({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
     code = "from regbench import runtime; tf = runtime.start(); print(len(tf.config.list_physical_devices('GPU')))"

@@ -9,7 +9,9 @@ from pathlib import Path
 from regbench.errors import UserError
 
 WAY_OUT = "resolve params.yaml, run `make repro`, and commit"
-CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( .*)?$", re.MULTILINE)  # ======= may underline a heading
+CONFLICT = re.compile(r"^(<{7}|={7}|>{7}|\|{7})( .*)?$", re.MULTILINE)
+CONFLICT_IN_PAGE = re.compile(r"^(<{7}|>{7}|\|{7})( .*)?$", re.MULTILINE)
+"""In Markdown, ======= may underline a heading."""
 
 
 def read(path: str | Path) -> bytes:
@@ -22,12 +24,13 @@ def read(path: str | Path) -> bytes:
         raise UserError(f"{path} can't be read ({error.strerror})") from None
 
 
-def text(data: bytes, where: str | Path) -> str:
+def text(data: bytes, where: str | Path, conflict: re.Pattern = CONFLICT) -> str:
     """The text of a tracked file.
 
     Args:
         data: its bytes, in the workspace or in a commit.
         where: what to call it in messages.
+        conflict: what a line looks like that a merge left in it.
 
     Raises:
         UserError: it has conflict markers or is no text.
@@ -36,8 +39,8 @@ def text(data: bytes, where: str | Path) -> str:
         decoded = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise damaged(where, error) from None
-    if conflict := CONFLICT.search(decoded):
-        line = decoded[: conflict.start()].count("\n") + 1
+    if found := conflict.search(decoded):
+        line = decoded[: found.start()].count("\n") + 1
         raise UserError(f"{where} has a merge conflict in line {line}: {WAY_OUT}")
     return decoded
 

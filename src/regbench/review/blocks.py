@@ -53,7 +53,7 @@ def _noted() -> str | None:
 def stale() -> Iterator[str]:
     """A line for each page with a block that is not what its source says."""
     for path in pages():
-        text = tracked.text(path.read_bytes(), path)
+        text = tracked.text(path.read_bytes(), path, tracked.CONFLICT_IN_PAGE)
         if wrong := [found["name"] for found in BLOCK.finditer(text) if found[0] != _block(found["name"], path)]:
             yield f"{path}: {', '.join(wrong)} is not what the committed JSON says; run `make docs`"
 

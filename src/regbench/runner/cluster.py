@@ -71,7 +71,7 @@ def repro(address: str) -> None:
     settings = local.begin()
     if below := git.output("rev-parse", "--show-prefix").strip():
         raise UserError(
-            f"a cluster needs the project at the top of its Git repository, and here it lies in {below}; give it a "
+            f"a cluster needs the project at the top of its Git repository; this one is in {below}. Give it a "
             "repository of its own, or train on this machine: `make repro`"
         )
     if not local.stale():
@@ -169,7 +169,7 @@ def _project(remote: str) -> worker.Project:
         git.output("bundle", "create", f"{folder}/bundle", worker.SNAPSHOT)
         git.output("update-ref", "-d", worker.SNAPSHOT)
         bundle = Path(f"{folder}/bundle").read_bytes()
-    return worker.Project(tree, bundle, config(remote))
+    return worker.Project(tree, bundle, node_config(remote))
 
 
 def _short_lock() -> bytes:
@@ -179,7 +179,7 @@ def _short_lock() -> bytes:
     return yaml.safe_dump(whole, sort_keys=False).encode()
 
 
-def config(remote: str) -> str:
+def node_config(remote: str) -> str:
     """`.dvc/config.local` for a node. A remote store in a folder has its whole path: a relative one would be wrong."""
     from configobj import ConfigObj
     from dvc.repo import Repo

@@ -66,8 +66,10 @@ def gpu_mib(at_a_time: int) -> int | None:
 
     Without a limit a run that takes more than it was thought to would take it from the others, which would fail.
     """
+    if at_a_time == 1:
+        return None
     free = min(free_gpu_memory(), default=0)
-    return max(0, int((free / at_a_time - BYTES_OF_CUDA) / MIB)) or None if at_a_time > 1 else None
+    return max(0, int((free / at_a_time - BYTES_OF_CUDA) / MIB)) or None
 
 
 def _bytes_of_maps(settings: Params) -> float:

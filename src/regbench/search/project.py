@@ -59,14 +59,12 @@ def copy(dataset: str, weights: str | None = None) -> Path:
             if value:
                 git.output("config", name, value)
     images = Path(dataset).expanduser()
-    for path in changed + [path for path in new if not path.is_relative_to(images)]:
+    ignored = [Path(weights)] if weights and not Path(weights).is_absolute() else []
+    for path in changed + [path for path in new if not path.is_relative_to(images)] + ignored:
         (project / path).unlink(missing_ok=True)
         if path.is_file():
             (project / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, project / path)
-    if weights and not Path(weights).is_absolute() and Path(weights).is_file():
-        (project / weights).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(weights, project / weights)
     if images.is_dir() and not images.is_absolute():
         _link(project / images, images.resolve(), here)
     _configure(here / ".dvc", project / ".dvc")

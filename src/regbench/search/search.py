@@ -271,6 +271,7 @@ def _announce(search: Search) -> None:
 
 
 def ranked(search: Search, line: Line, known: Known) -> list[Standing]:
+    """How the points of a line that were trained do on validation images."""
     flags = known.of(line, search.seeds)
     diverged = {pair for pair in flags if (line.name(pair[0]), pair[1]) in known.diverged}
     return verdict.standings(search.grid(line, known), search.rounds(line, known), flags, diverged)
