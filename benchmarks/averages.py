@@ -4,7 +4,7 @@
 
 In a clone of this repository: `regbench repro` with those params, then docs/article/PIXELSpx.json, which docs/article
 has a table of, and two figures beside it. What has been trained in the clone is not trained again, and a training that
-was cut off goes on from its last checkpoint.
+was cut off goes on from its last checkpoint. With `--so-far` nothing is trained: what the checkpoints hold is taken.
 """
 
 import argparse
@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import project
 import seaborn as sns
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from project import ROOT, regbench
 
 from regbench import files, params
 from regbench.review import blocks, tables
+from regbench.training import checkpoint
 
 READ = {"moving": "val_accuracy_moving", "recomputed": "val_accuracy"}
 STYLES = {"recomputed": "-", "moving": "--"}
@@ -39,12 +41,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("params", type=Path, help="docs/article/params.yaml (224 pixels), or params-32px.yaml")
     parser.add_argument("folder", type=Path, help="where to clone to and to train; kept")
+    parser.add_argument("--so-far", action="store_true", help="take the epochs that there are, and train nothing")
     arguments = parser.parse_args()
     chosen = arguments.params.resolve()
     project.enter(arguments.folder)
     Path("params.yaml").write_text(chosen.read_text())
     settings, begun = params.load(), time.perf_counter()
-    regbench("repro")
+    if not arguments.so_far:
+        regbench("repro")
     found = {
         "machine": blocks.made_here(),
         "minutes": round((time.perf_counter() - begun) / 60),
@@ -59,9 +63,15 @@ def main():
 
 
 def history(run: str) -> dict[str, list[float]]:
-    """Of each epoch of a run: the penalty at its end, and both accuracies."""
-    with open(f"runs/{run}/history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Of each epoch of a run, which may not have ended: the penalty at its end, and both accuracies."""
+    ended = Path(f"runs/{run}/history.csv")
+    if ended.exists():
+        with open(ended, newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        last = max(checkpoint.FOLDER.glob(f"{run}-*/*-*.npz"), key=lambda path: path.stat().st_mtime)
+        with np.load(last) as saved:
+            rows = json.loads(str(saved["state"]))["history"]
     columns = READ | {"reg_loss": "reg_loss"}
     return {name: [round(float(row[column]), 6) for row in rows] for name, column in columns.items()}
 
@@ -77,6 +87,7 @@ def draw(found: dict, beside: Path) -> None:
         for reading, style in STYLES.items():
             lines(axes, [run[reading] for run in seeds], color=colors[name], linestyle=style)
         axes.set(title=name, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(ylabel="accuracy on test images", ylim=(0, None))
     handles = [plt.Line2D([], [], color="black", linestyle=STYLES[reading], label=WORDS[reading]) for reading in STYLES]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
@@ -100,7 +111,8 @@ def lines(axes: plt.Axes, seeds: Sequence[Sequence[float]], label: str | None = 
     if len(seeds) > 1:
         for values in seeds:
             axes.plot(epochs(values), values, alpha=0.25, linewidth=1, **style)
-    mean = [sum(values) / len(values) for values in zip(*seeds, strict=True)]
+    # Of those epochs that all seeds have.
+    mean = [sum(values) / len(values) for values in zip(*seeds, strict=False)]
     axes.plot(epochs(mean), mean, label=label, **style)
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 import ablation  # noqa: E402
+import gpu  # noqa: E402
 from measure import spread  # noqa: E402
 from scratch import copy_project  # noqa: E402
 
@@ -191,44 +192,6 @@ def preparing(folder):
     return {"from_tfds_seconds": spread(again), "download_included_seconds": round(fresh, 1)}
 
 
-GPU = {
-    # (image size, batch size): training images, an epoch's
-    (32, 128): 12_800,
-    (224, 32): 2_560,
-    (224, 256): 5_120,
-}
-GPU_WAYS = {
-    "regbench, XLA": "regbench_xla",
-    "the same, started again": "regbench_xla",
-    "regbench, XLA, bfloat16": "regbench_bfloat16",
-    "regbench, no XLA": "regbench",
-    "the article's way": "article",
-    "PyTorch, channels last": "pytorch",
-}
-
-
-def gpu(data):
-    """Images a second of each way on a GPU, and the seconds to its first step; what fails is said in its cell."""
-    rows = []
-    for words, way in GPU_WAYS.items():
-        cells = []
-        for (size, batch), images in GPU.items():
-            call = ("benchmarks/measure.py", way, data, size, batch, images, batch)
-            try:
-                found = python(*call, plain=not way.startswith("regbench"))[0]
-            except SystemExit as failed:
-                say(failed)
-                cells.append("failed")
-                continue
-            first = f", first step {found['first_step_seconds']:.0f} s" if "first_step_seconds" in found else ""
-            cells.append(f"{1000 * batch / found['step_ms']:,.0f}{first}")
-        say(f"{words}: {cells}")
-        rows.append([words, *cells])
-    heading = ["images/s", *(f"{size} px, batch {batch}" for size, batch in GPU)]
-    note = "The median step of the second epoch, n = 1 training each; the first step with start and compilation"
-    return {"gpu": blocks.gpu(), "note": note, "heading": heading, "rows": rows}
-
-
 def gpu_jobs(folder):
     """The default comparison on a GPU: as many runs at once as `regbench repro` chooses, and one after another."""
     seconds = {"as chosen": repro(folder), "one by one": repro(folder, "--jobs", 1)}
@@ -277,7 +240,7 @@ def main():
             elif part == "all_of_cifar10":
                 measured = python("benchmarks/measure.py", "regbench", data, 32, 32, 50_000, 10_000, 1)[0]
             elif part == "gpu":
-                measured = gpu(data)
+                measured = gpu.table(data, worker.environment(1))
             elif part == "gpu_jobs":
                 measured = gpu_jobs(copy(Path(scratch) / "on a GPU", changes))
             elif part == "larger_than_memory":

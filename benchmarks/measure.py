@@ -1,14 +1,12 @@
 """One measurement in a process of its own; prints JSON. `benchmarks/bench.py` calls it.
 
-python benchmarks/measure.py article|regbench|regbench_xla|regbench_bfloat16|pytorch
-                             PREPARED SIZE BATCH TRAIN VALIDATION [EPOCHS [TRICK]]
+python benchmarks/measure.py article|regbench|pytorch PREPARED SIZE BATCH TRAIN VALIDATION [EPOCHS [TRICK]]
 python benchmarks/measure.py pipeline|limit|agreement PREPARED SIZE BATCH TRAIN VALIDATION
 """
 
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -313,8 +311,6 @@ def agreement(data, size, batch, train, validation):
 WAYS = {
     "article": article_way,
     "regbench": regbench_way,
-    "regbench_xla": functools.partial(regbench_way, jit=True),
-    "regbench_bfloat16": functools.partial(regbench_way, jit=True, precision="bfloat16"),
     "pytorch": pytorch,
     "pipeline": pipeline,
     "limit": fraction_of_the_limit,

@@ -30,6 +30,7 @@ def plain_expand(momentum=0.99, epsilon=1e-3, dtype=None, **options):
 
 CASES = {
     "pointwise": (lambda **k: layers.PointwiseConv2D(7, **k), lambda **k: keras.layers.Conv2D(7, 1, **k)),
+    "stem": (lambda **k: layers.StemConv2D(7, 3, **k), lambda **k: keras.layers.Conv2D(7, 3, **k)),
     "depthwise": (lambda **k: layers.DepthwiseConv2D(**k), lambda **k: keras.layers.DepthwiseConv2D(3, **k)),
     "batch_norm": (lambda **k: layers.BatchNormalization(**k), lambda **k: keras.layers.BatchNormalization(**k)),
     "expand": (lambda **k: layers.ExpandConv2D(7, **k), lambda **k: plain_expand(**k)),
@@ -40,6 +41,9 @@ SAME = {"padding": "same", "bias_initializer": "random_normal"}
 OPTIONS = [
     ("pointwise", {"use_bias": False, "kernel_regularizer": "l2"}),
     ("pointwise", {"use_bias": True, "activation": "relu", "bias_initializer": "random_normal"}),
+    ("stem", {"use_bias": False, "padding": "same", "kernel_regularizer": "l2"}),
+    ("stem", {"use_bias": True, "strides": 2, "activation": "relu", **SAME}),
+    ("stem", {"use_bias": False, "padding": "valid", "strides": 2}),
     ("depthwise", {"use_bias": False, "padding": "same", "depthwise_regularizer": "l2"}),
     ("depthwise", {"use_bias": True, **SAME}),
     ("depthwise", {"use_bias": False, "padding": "valid", "strides": 2}),
@@ -97,6 +101,13 @@ def assert_equal(ours, plain, rtol=2e-4, atol=2e-5):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * max(1, np.abs(b).max(initial=0)))
 
 
+@pytest.fixture
+def way_for_xla(monkeypatch):
+    """Layers compute as XLA is given it."""
+    for layer in (layers.StemConv2D, layers.DepthwiseConv2D, layers.BatchNormalization):
+        monkeypatch.setattr(layer, "xla", True)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
 def test_equals_keras(kind, options, shape):
@@ -117,9 +128,12 @@ def test_the_same_mathematics_in_double_precision(kind, shape):
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-def test_half_precision(dtype, kind, shape):
+@pytest.mark.parametrize("way", ["", "way for XLA"])
+def test_half_precision(way, dtype, kind, shape, request):
     """As near to the result in float32 as Keras's own layer in half precision, or nearly so."""
-    options = {"padding": "same"} if kind == "depthwise" else {}
+    if way:
+        request.getfixturevalue("way_for_xla")
+    options = {"padding": "same"} if kind in ("stem", "depthwise") else {}
     ours, plain = observe_both(kind, shape, options | {"dtype": dtype})
     exact, _ = observe_both(kind, shape, options)
     rounding = 2.0**-7 if "bfloat" in dtype else 2.0**-10
@@ -197,9 +211,12 @@ def test_maps_and_batches_of_unknown_size(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("kind", CASES)
-def test_compiled_by_xla(kind, shape):
+@pytest.mark.parametrize("way", ["", "way for XLA"])
+def test_compiled_by_xla(way, kind, shape, request):
     """The same numbers from a training step that XLA compiles."""
-    options = {**SAME, "use_bias": True} if kind == "depthwise" else {}
+    if way:
+        request.getfixturevalue("way_for_xla")
+    options = {**SAME, "use_bias": True} if kind in ("stem", "depthwise") else {}
     layer = CASES[kind][0](**options)
     layer.build(shape)
     weights = layer.get_weights()
@@ -215,18 +232,24 @@ def test_compiled_by_xla(kind, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_the_way_for_xla_equals_keras(kind, options, shape, monkeypatch):
+def test_the_way_for_xla_equals_keras(kind, options, shape, way_for_xla):
     if options.get("padding") == "valid" and min(shape[1:3]) < 3:
         pytest.skip("a 3×3 window does not fit")
-    monkeypatch.setattr(layers.DepthwiseConv2D, "xla", True)
-    monkeypatch.setattr(layers.BatchNormalization, "xla", True)
     assert_equal(*observe_both(kind, shape, options))
 
 
 def test_layers_are_switched_to_the_way_for_xla():
     made = [layers.BatchNormalization(), layers.DepthwiseConv2D(), layers.ExpandConv2D(8), keras.layers.ReLU()]
     layers.for_xla(made)
-    assert [getattr(layer, "normalization", layer).__dict__.get("xla") for layer in made] == [True, True, True, None]
+
+    def switched():
+        return [getattr(layer, "normalization", layer).__dict__.get("xla") for layer in made]
+
+    assert switched() == [True, True, True, None]
+    with pytest.raises(ValueError, match="traced"), layers.not_for_xla(made):
+        assert switched() == [False, False, False, None]
+        raise ValueError("while it was traced")
+    assert switched() == [True, True, True, None]
 
 
 # What a layer does not compute itself

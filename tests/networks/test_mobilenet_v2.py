@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from regbench import networks, params, regularizers
-from regbench.networks import mobilenet_v2
+from regbench.networks import layers, mobilenet_v2
 
 
 @pytest.mark.slow
@@ -87,8 +87,8 @@ def double_precision():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("size", [32, 41])
-def test_equals_the_articles_network_in_training(size, cifar10_sample):
+@pytest.mark.parametrize(("size", "xla"), [(32, False), (41, False), (41, True)])
+def test_equals_the_articles_network_in_training(size, xla, cifar10_sample):
     """From the same seed the same initial weights, and in double precision the same weights after two steps."""
     import article
 
@@ -98,6 +98,7 @@ def test_equals_the_articles_network_in_training(size, cifar10_sample):
     for network in (mobilenet_v2.build, article.network):
         keras.utils.set_random_seed(7)
         model = network((size, size, 3), 10)
+        layers.for_xla(model.layers, xla)
         regularizers.attach(model, params.Regularizer("l2", (params.Term("l2", 0.001, "backbone"),)))
         initial = model.get_weights()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

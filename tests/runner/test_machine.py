@@ -58,9 +58,10 @@ def with_nvidia(make, tmp_path):
     [
         ("80000", {}, 9, 4),
         ("80000", {}, 3, 3),
-        ("80000", {"data.image_size": 224, "train.batch_size": 256}, 9, 1),
+        ("80000", {"data.image_size": 224, "train.batch_size": 256}, 9, 3),
+        ("24000", {"data.image_size": 224, "train.batch_size": 256}, 9, 1),
         ("80000", {"data.image_size": 224, "train.batch_size": 32}, 9, 4),
-        ("7000", {}, 9, 3),
+        ("3500", {}, 9, 3),
         ("100", {}, 9, 1),
         ("80000\n80000", {}, 9, 1),
     ],

@@ -37,3 +37,13 @@ def test_memory_of_a_shared_gpu_has_a_limit():
     if not done.stdout.strip():
         pytest.skip("this machine has no GPU that TensorFlow can use")
     assert set(done.stdout.split()) == {"2000"}
+
+
+def test_with_xla_where_cuda_is_stays_said():
+    code = "import os; from regbench import runtime; runtime.start(jit=True); print(os.environ['XLA_FLAGS'])"
+    flags = "--xla_cpu_enable_fast_math=true --xla_gpu_cuda_data_dir=/opt/cuda"
+    environment = Repository(ROOT).environment() | {"XLA_FLAGS": flags}
+    done = subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True, check=True)
+    said = done.stdout.split()
+    assert "--xla_gpu_cuda_data_dir=/opt/cuda" in said and "--xla_gpu_deterministic_ops=true" in said
+    assert "--xla_cpu_enable_fast_math=true" not in said

@@ -5,15 +5,17 @@ mathematics, so models, penalties and checkpoints need not know the difference. 
 `benchmarks/` has the gain. What a layer does not compute itself it hands to Keras's own code, or refuses when it is
 made. All are for data_format "channels_last", whatever the user's keras.json says.
 
-`for_xla` switches layers to operations that XLA fuses: depthwise convolutions as nine shifted products, batch
-normalization as Keras composes it. On a GPU, cuDNN's depthwise convolutions are what XLA can't compile well.
+`for_xla` switches layers to operations that XLA compiles well for a GPU (`_compiled`).
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
+
+from regbench.networks import _compiled as compiled
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -60,6 +62,41 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="regbench")
+class StemConv2D(keras.layers.Conv2D):
+    """Convolution of an image's few channels.
+
+    Equals `keras.layers.Conv2D`. Compiled by XLA, up to `FEW` channels are convolved as a matrix product; all else is
+    Keras's own code. cuDNN is slow for three channels: its kernel's gradient took 8.6 of a step's 22 ms (224 pixels,
+    batch 64, NVIDIA H200).
+
+    Args:
+        **kwargs: as for `keras.layers.Conv2D`, without `groups` and dilation.
+    """
+
+    FIXED: ClassVar[dict] = {"dilation_rate": 1, "groups": 1, "data_format": "channels_last"}
+    FEW = 4
+    xla = False
+    """Whether it is compiled by XLA (`for_xla`)."""
+
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], **kwargs: Any):
+        super().__init__(filters, kernel_size, **_with_fixed(self, kwargs))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        height, width, channels = inputs.shape[1:]
+        known = height is not None and width is not None and self.strides[0] == self.strides[1]
+        if not self.xla or not known or channels > self.FEW:
+            return super().call(inputs)
+        kernel = tf.convert_to_tensor(self.kernel)
+        outputs = compiled.convolve(inputs, kernel, self.strides[0], _padding(self, inputs))
+        if self.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def get_config(self) -> dict:
+        return _without(super().get_config(), *self.FIXED)
+
+
+@keras.saving.register_keras_serializable(package="regbench")
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis of [N, H, W, C], by TensorFlow's fused operation.
 
@@ -68,23 +105,35 @@ class BatchNormalization(keras.layers.BatchNormalization):
     variance is the unbiased one, n / (n - 1) times what Keras averages, so the moving variance is scaled before and
     after. In inference a product and a sum are faster.
 
+    Compiled by XLA, it is `_compiled.normalize` in training.
+
     Keras's own code is used for a mask, `renorm`, `synchronized`, another axis, `center` or `scale` switched off,
-    inputs that are not maps, and double precision.
+    inputs that are not maps, and without XLA double precision.
 
     Args:
         **kwargs: as for `keras.layers.BatchNormalization`.
     """
 
     xla = False
-    """Whether it is compiled by XLA, which fuses plain operations (`for_xla`)."""
+    """Whether it is compiled by XLA (`for_xla`)."""
 
     averages = True
     """Whether a call in training updates the moving averages; false where nobody is going to read them."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        if mask is not None or not self._can_be_fused(inputs):
+        usual = self.center and self.scale and not self.renorm and not self.synchronized and self.axis in (-1, 3)
+        if mask is not None or not usual or inputs.shape.rank != 4 or inputs.dtype != self.compute_dtype:
             return super().call(inputs, training=training, mask=mask)
         training = bool(training) and self.trainable
+        if self.xla and training and self.variable_dtype in ("float32", "float64"):
+            epsilon = tf.constant(self.epsilon, self.variable_dtype)
+            outputs, mean, variance = compiled.normalize(
+                inputs, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), epsilon
+            )
+            self.update_averages(mean, variance)
+            return outputs
+        if self.variable_dtype != "float32" or (self.xla and inputs.dtype != tf.float32):
+            return super().call(inputs, training=training)
         if not training and inputs.dtype == tf.float32:
             # On a CPU the fused operation takes twice as long, and with 24 channels seven times.
             scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
@@ -110,10 +159,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_variance.assign(variance / unbiased)
         return outputs
 
-    def _can_be_fused(self, inputs: tf.Tensor) -> bool:
-        usual = self.center and self.scale and not self.renorm and not self.synchronized and not self.xla
-        single = inputs.dtype == self.compute_dtype and self.variable_dtype == "float32"
-        return usual and single and inputs.shape.rank == 4 and self.axis in (-1, 3)
+    def update_averages(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        """Move the moving averages towards a batch's mean and biased variance, both [C], where they are kept."""
+        if self.averages:
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -148,7 +198,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         known = height is not None and width is not None and self.strides in ((1, 1), (2, 2))
         stride, kernel = self.strides[0], tf.convert_to_tensor(self.kernel)
         if known and self.xla:
-            outputs = _shifted_products(inputs, kernel, stride, self.padding)
+            outputs = compiled.depthwise(inputs, kernel, stride, _padding(self, inputs))
         elif not known or height * width > 4 or self.padding != "same":
             return super().call(inputs)
         else:
@@ -168,7 +218,7 @@ def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     ends the process.
     """
     strides = [1, stride, stride, 1]
-    rows, columns = _same_padding(inputs, stride)
+    rows, columns = compiled.same_padding(inputs, (3, 3), stride)
     paddings = [0, 0, *rows, *columns, 0, 0]
 
     @tf.custom_gradient
@@ -190,27 +240,6 @@ def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
         return tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME"), gradients
 
     return convolve(inputs, kernel)
-
-
-def _same_padding(inputs: tf.Tensor, stride: int) -> list[tuple[int, int]]:
-    """What "same" padding adds for a window of 3, as (before, after) of rows and of columns."""
-    totals = [max((-(-side // stride) - 1) * stride + 3 - side, 0) for side in inputs.shape[1:3]]
-    return [(total // 2, total - total // 2) for total in totals]
-
-
-def _shifted_products(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
-    """3×3 depthwise convolution as nine products of shifted maps and one weight a channel, which XLA fuses."""
-    if padding == "same":
-        inputs = tf.pad(inputs, [(0, 0), *_same_padding(inputs, stride), (0, 0)])
-    height, width = ((side - 3) // stride + 1 for side in inputs.shape[1:3])
-    outputs = None
-    for row in range(3):
-        for column in range(3):
-            rows = slice(row, row + stride * (height - 1) + 1, stride)
-            columns = slice(column, column + stride * (width - 1) + 1, stride)
-            product = inputs[:, rows, columns, :] * kernel[row, column, :, 0]
-            outputs = product if outputs is None else outputs + product
-    return outputs
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -272,9 +301,7 @@ class ExpandConv2D(PointwiseConv2D):
         gamma, beta = tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
         if training and norm.trainable:
             outputs, mean, variance = _expand(matrix, kernel, gamma, beta, tf.constant(norm.epsilon, matrix.dtype))
-            if norm.averages:
-                for moving, batch in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-                    moving.assign(moving * norm.momentum + batch * (1.0 - norm.momentum))
+            norm.update_averages(mean, variance)
         else:
             scale = gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
             outputs = tf.nn.bias_add(tf.matmul(matrix, kernel * scale), beta - norm.moving_mean * scale)
@@ -320,10 +347,35 @@ def _expand(x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, 
 
 def for_xla(layers: Iterable[keras.layers.Layer], xla: bool = True) -> None:
     """Let layers compute what XLA fuses best, or what is fastest without XLA; the mathematics is the same."""
+    for part in _switched(layers):
+        part.xla = xla
+
+
+@contextlib.contextmanager
+def not_for_xla(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
+    """Let layers compute what is fastest without XLA while a function is traced that XLA does not compile."""
+    before = [(part, part.xla) for part in _switched(layers)]
+    for_xla((part for part, _ in before), xla=False)
+    try:
+        yield
+    finally:
+        for part, xla in before:
+            part.xla = xla
+
+
+def _switched(layers: Iterable[keras.layers.Layer]) -> Iterator[keras.layers.Layer]:
+    """Those of the layers, and of the normalizations in them, that have a way for XLA."""
     for layer in layers:
-        for part in (layer, getattr(layer, "normalization", layer)):
-            if isinstance(part, (BatchNormalization, DepthwiseConv2D)):
-                part.xla = xla
+        for part in dict.fromkeys((layer, getattr(layer, "normalization", layer))):
+            if isinstance(part, (StemConv2D, BatchNormalization, DepthwiseConv2D)):
+                yield part
+
+
+def _padding(layer: keras.layers.Layer, inputs: tf.Tensor) -> compiled.Padding:
+    """The zeros that a convolution of this layer adds around its inputs."""
+    if layer.padding == "valid":
+        return [(0, 0), (0, 0)]
+    return compiled.same_padding(inputs, layer.kernel_size, layer.strides[0])
 
 
 def _as_map(matrix: tf.Tensor, like: tf.Tensor, channels: int) -> tf.Tensor:
@@ -392,7 +444,8 @@ def _plain_version(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 def _fast(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     kind, config = type(layer), layer.get_config()
-    for ours in (PointwiseConv2D, BatchNormalization, DepthwiseConv2D):
+    few = kind is keras.layers.Conv2D and layer.kernel.shape[-2] <= StemConv2D.FEW
+    for ours in (PointwiseConv2D, *((StemConv2D,) if few else ()), BatchNormalization, DepthwiseConv2D):
         fixed = getattr(ours, "FIXED", {})
         if kind is ours.__base__ and all(getattr(layer, key) in (value, (value,) * 2) for key, value in fixed.items()):
             return [ours.from_config(_without(config, *fixed))]

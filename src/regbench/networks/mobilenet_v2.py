@@ -6,7 +6,7 @@ classes it has 2,270,794 parameters, 52 convolution kernels and a Dense head.
 
 import keras
 
-from regbench.networks.layers import BatchNormalization, DepthwiseConv2D, ExpandConv2D, PointwiseConv2D
+from regbench.networks.layers import BatchNormalization, DepthwiseConv2D, ExpandConv2D, PointwiseConv2D, StemConv2D
 
 # (output channels, stride) of the 16 bottlenecks; each expands its input sixfold.
 BOTTLENECKS = (
@@ -89,7 +89,7 @@ def build(
     inputs = keras.Input(input_shape, name="image")
     channels = _scaled(32, width)
     options = {"use_bias": not batch_norm, "kernel_initializer": initializer(1.0)}
-    x = keras.layers.Conv2D(channels, 3, strides=2, padding="same", **options, name="stem")(inputs)
+    x = StemConv2D(channels, 3, strides=2, padding="same", **options, name="stem")(inputs)
     x = activate(normalize(x, "stem"), "stem")
 
     x = depthwise(x, 1, "block0_depthwise")

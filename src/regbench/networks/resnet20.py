@@ -8,7 +8,7 @@ channels of zeros (the paper's option A). With 10 classes it has 269,722 trainab
 
 import keras
 
-from regbench.networks.layers import BatchNormalization
+from regbench.networks.layers import BatchNormalization, StemConv2D
 
 CHANNELS = (16, 32, 64)
 BLOCKS = 3
@@ -45,7 +45,8 @@ def build(
     def convolve(x: keras.KerasTensor, filters: int, stride: int, name: str, zero: bool = False) -> keras.KerasTensor:
         kernel = "zeros" if zero and not batch_norm else "he_normal"
         options = {"use_bias": not batch_norm, "kernel_initializer": kernel, "data_format": "channels_last"}
-        x = keras.layers.Conv2D(filters, 3, strides=stride, padding="same", **options, name=name)(x)
+        layer = StemConv2D if name == "stem" else keras.layers.Conv2D
+        x = layer(filters, 3, strides=stride, padding="same", **options, name=name)(x)
         if not batch_norm:
             return x
         options = {"momentum": batch_norm_momentum, "synchronized": synchronized}

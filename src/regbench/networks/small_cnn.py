@@ -7,7 +7,7 @@ parameters. With the committed params, without a regularizer, it is right on 69.
 
 import keras
 
-from regbench.networks.layers import BatchNormalization
+from regbench.networks.layers import BatchNormalization, StemConv2D
 
 FILTERS = (16, 32, 64, 128)
 
@@ -32,7 +32,8 @@ def build(
     inputs = x = keras.Input(input_shape, name="image")
     for index, filters in enumerate(FILTERS, start=1):
         options = {"padding": "same", "use_bias": not batch_norm, "data_format": "channels_last"}
-        x = keras.layers.Conv2D(max(4, round(filters * width)), 3, **options, name=f"conv{index}")(x)
+        layer = StemConv2D if index == 1 else keras.layers.Conv2D
+        x = layer(max(4, round(filters * width)), 3, **options, name=f"conv{index}")(x)
         if batch_norm:
             normalization = {"momentum": batch_norm_momentum, "synchronized": synchronized}
             x = BatchNormalization(**normalization, name=f"conv{index}_bn")(x)

@@ -26,6 +26,7 @@ RECIPE = Path("docs/recipe.json")
 SEARCH = Path("benchmarks/search.json")
 SEEDS = Path("benchmarks/seeds.json")
 AVERAGES = Path("docs/article/32px.json")
+AT_224 = Path("docs/article/224px.json")
 BATCH_NORM = Path("docs/batch_norm/results.json")
 STUDY = Path("docs/study/results.json")
 
@@ -230,6 +231,37 @@ def _averages() -> str:
     )
 
 
+def _article_so_far() -> str:
+    """The article's own setting by epoch, beside the penalties that the article prints."""
+    found, article = _of_machine(read(AT_224)), read(ARTICLE)["reg_loss"]
+    runs = {name: seeds[0] for name, seeds in found["runs"].items()}
+    epochs = range(max(len(run["reg_loss"]) for run in runs.values()))
+
+    def by_epoch(columns: dict[str, list[float]], written: str) -> str:
+        rows = [
+            (epoch + 1, *(format(column[epoch], written) if epoch < len(column) else "" for column in columns.values()))
+            for epoch in epochs
+        ]
+        return table(("epoch", *columns), rows)
+
+    penalties = {
+        f"{name}, {place}": values
+        for name in runs.keys() & article.keys()
+        for place, values in (("article", article[name]), ("here", runs[name]["reg_loss"]))
+    }
+    accuracies = {f"{name}, {way}": run[way] for name, run in runs.items() for way in ("moving", "recomputed")}
+    return "\n\n".join(
+        (
+            "Reg loss:",
+            by_epoch(dict(sorted(penalties.items())), ".3f"),
+            "Accuracy on test images, with moving and with recomputed averages:",
+            by_epoch(accuracies, ".1%"),
+            f"n = 1 seed, {found['images']:,} test images, {found['train_images']:,} training images; {where(found)}; "
+            f"{found['minutes']} minutes",
+        )
+    )
+
+
 def _batch_norm() -> str:
     """None and l2 with batch normalization and without it."""
     found, rows = _of_machine(read(BATCH_NORM)), []
@@ -308,6 +340,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": _search,
     "seeds": _seeds_apart,
     "averages": _averages,
+    "article_so_far": _article_so_far,
     "batch_norm": _batch_norm,
     "study": _study,
     "recipe": lambda: _as_measured(_of_machine(read(RECIPE)["none"])),

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from regbench import data, networks
 from regbench.data import arrays
+from regbench.networks import layers
 from regbench.networks.layers import BatchNormalization
 
 
@@ -36,6 +37,7 @@ class PopulationStatistics:
     def __init__(self, model: keras.Model, training: arrays.Split, validation: arrays.Split, plan: dict):
         # Without the layers that act in training only: the statistics are of the network as it is evaluated.
         self.model, self.training, self.plan = networks.without_noise(model.plain), training, plan
+        self.plain = model.plain
         images = min(plan["train"].batch_norm_images, len(training))
         self.batches = -(-images // data.EVALUATION_BATCH)
         self.batch_size = -(-images // max(1, self.batches))
@@ -47,7 +49,7 @@ class PopulationStatistics:
         self.strategy = model.distribute_strategy
         self.forward = tf.function(self._forward)
         self.reading = plan["train"].moving_averages
-        self.validation, self.logits = validation, tf.function(lambda images: model.plain(images, training=False))
+        self.validation, self.logits = validation, tf.function(self._logits)
         self.moving = [tf.Variable(average.value) for average in self._averages()] if self.reading else []
         # What is computed anew after each epoch need not be updated at each of its steps.
         self._keep_averages(self.reading or not self.batches)
@@ -108,8 +110,13 @@ class PopulationStatistics:
 
     def _forward(self, share: tf.Tensor) -> None:
         self._keep_averages(True)
-        self.strategy.run(lambda images: self.model(images, training=True), args=(share,))
+        with layers.not_for_xla(networks.layers_of(self.model)):
+            self.strategy.run(lambda images: self.model(images, training=True), args=(share,))
         self._keep_averages(self.reading)
+
+    def _logits(self, images: tf.Tensor) -> tf.Tensor:
+        with layers.not_for_xla(networks.layers_of(self.plain)):
+            return self.plain(images, training=False)
 
     def _shares(self, images: tf.Tensor) -> tf.Tensor:
         """Each replica takes its share of the batch, as in training."""

@@ -69,6 +69,16 @@ class Model(keras.Model):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._step_from_above(images, labels)
 
+    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, Any]:
+        with layers.not_for_xla(networks.layers_of(self)):
+            return super().test_step(data)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Validation is too short to be worth compiling: each size of a batch would take seconds."""
+        compiled, self.jit_compile = self.jit_compile, False
+        super().make_test_function(force)
+        self.jit_compile = compiled
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:

@@ -1,0 +1,237 @@
+"""Training steps on a GPU: regbench's ways, plain Keras and PyTorch. `bench.py gpu` calls it.
+
+    python benchmarks/gpu.py WAY PREPARED SIZE:BATCH ...
+
+compiles a step of each case, prints "ready", waits for a line on stdin, times the steps and prints JSON. So the ways
+compile side by side, and each is timed alone.
+"""
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import measure  # noqa: E402
+
+CASES = ("32:128", "224:32", "224:256")
+WARM_UP = 20
+SECONDS = 2
+"""About how long the steps of a case are timed."""
+
+LOOK_STEPS = 10
+"""Every how many steps the GPU is waited for, as in a training of regbench's."""
+
+XLA = "regbench, XLA"
+REGBENCH = {
+    XLA: {"jit": True},
+    "regbench, XLA, train.precision: bfloat16": {"jit": True, "precision": "bfloat16"},
+    "regbench, XLA, train.deterministic: false": {"jit": True, "deterministic": False},
+    "regbench, no XLA": {},
+}
+KERAS, PYTORCH, AGAIN = "plain Keras, no XLA", "PyTorch, channels last", "regbench, XLA, started again"
+ONLY = {"regbench, XLA, train.deterministic: false": CASES[-1:], AGAIN: CASES[:2]}
+"""Not all cases: trying out what is fastest takes long, and so that the whole takes under four minutes."""
+
+PATIENCE = 150
+"""Seconds to wait for a way to compile."""
+
+
+# One way, in a process of its own
+
+
+def regbench_steps(size, batch, data, **options):
+    """A function that trains so many steps and returns the moments at which every tenth had been made."""
+    import keras
+
+    from regbench.data import arrays
+    from regbench.training import batch_norm, model
+
+    training = arrays.load("train", Path(data))
+    plan = measure.plan_of(size, batch, len(training), 1, **options)
+    keras.config.set_dtype_policy("float32" if plan["train"].precision == "float32" else "mixed_bfloat16")
+    trained = model.build(plan, training.images.shape[1:], len(training.info["classes"]))
+    model.compile(trained, plan["train"], 1000)
+    batch_norm.PopulationStatistics(trained, training, training, plan)
+    return lambda count: keras_steps(trained, repeated(training, batch), count)
+
+
+def plain_keras_steps(size, batch, data):
+    import article
+
+    from regbench.data import arrays
+
+    training = arrays.load("train", Path(data))
+    plan = measure.plan_of(size, batch, len(training), 1)
+    trained = article.build(plan, training.images.shape[-1], len(training.info["classes"]), 1000)
+    # With XLA, which Keras takes by itself on a GPU, compiling this network takes minutes.
+    trained.jit_compile = False
+    batches = article.batches(training.images, training.labels, size, batch, training=True, flip=True)
+    return lambda count: keras_steps(trained, batches.repeat(), count)
+
+
+def repeated(training, batch):
+    """Batches of regbench's own pipeline, without the last of an epoch, which may be smaller."""
+    from regbench.data import arrays
+
+    epoch = arrays.training_batches(training, batch_size=batch, seed=0, flip=True, epoch=0)
+    return epoch.take(len(training) // batch).repeat()
+
+
+def keras_steps(trained, batches, count):
+    import keras
+
+    moments = []
+
+    def look(batch, logs):
+        if (batch + 1) % LOOK_STEPS == 0 and float(logs["loss"]) is not None:
+            moments.append(time.perf_counter())
+
+    trained.fit(
+        batches, steps_per_epoch=count, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=look)]
+    )
+    return moments
+
+
+def pytorch_steps(size, batch, data):
+    import numpy as np
+    import torch_network
+
+    images, labels = (
+        np.load(Path(data) / f"train/{part}.npy", mmap_mode="r")[: 8 * batch] for part in ("images", "labels")
+    )
+    scale = -(-size // images.shape[1])
+    images = images.repeat(scale, 1).repeat(scale, 2)[:, :size, :size]
+    trained = torch_network.steps(images, np.array(labels), batch, 10**9, 0.001)
+    return lambda count: [moment for step, moment in enumerate(moments(trained, count)) if step % LOOK_STEPS == 0]
+
+
+def moments(trained, count):
+    for _ in range(count):
+        next(trained)
+        yield time.perf_counter()
+
+
+def one_way(way, data, *cases):
+    if way == PYTORCH:
+        steps_of = pytorch_steps
+    elif way == KERAS:
+        steps_of = plain_keras_steps
+    else:
+        from regbench import runtime
+
+        options = REGBENCH.get(way, REGBENCH[XLA])
+        runtime.start(options.get("deterministic", True), options.get("jit", False))
+        steps_of = functools.partial(regbench_steps, **options)
+    found, ready = {}, []
+    for case in cases:
+        begun, (size, batch) = time.perf_counter(), map(int, case.split(":"))
+        run = steps_of(size, batch, data)
+        run(WARM_UP)
+        found[case] = {"compiled": round(time.perf_counter() - begun, 1)}
+        ready.append((case, batch, run))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for case, batch, run in ready:
+        tens = max(2, min(30, round(SECONDS / measure.median_step(run(WARM_UP)))))
+        found[case] |= {"rate": LOOK_STEPS * batch / measure.median_step(run(LOOK_STEPS * tens)), "steps": 10 * tens}
+    print(json.dumps(found), flush=True)
+
+
+# All of them
+
+
+def table(data, environment):
+    """What docs/gpu.md has a table of."""
+    from regbench.review import blocks
+
+    found = compare(data, environment)
+
+    def cell(measured):
+        return f"{measured['rate']:,.0f} ({measured['compiled']:.0f} s)" if measured else "–"
+
+    heading = ["images/s", *("{} px, batch {}".format(*case.split(":")) for case in CASES)]
+    note = (
+        "The median of ten steps at a time, for about 2 seconds, each way timed alone, n = 1. In "
+        "brackets: seconds until the first 20 steps had been made, while other ways compiled too; the last line alone"
+    )
+    rows = [[way, *(cell(cells.get(case)) for case in CASES)] for way, cells in found.items()]
+    return {"gpu": blocks.gpu(), "note": note, "heading": heading, "rows": rows}
+
+
+def compare(data, environment):
+    """{way: {"SIZE:BATCH": {"rate": images a second, "compiled": seconds until `WARM_UP` steps had been made}}}."""
+    others = [KERAS, PYTORCH] if importlib.util.find_spec("torch") else [KERAS]
+    found = {}
+    # What the first ones compiled is found by the last.
+    for group in ([*REGBENCH, *others], [AGAIN]):
+        started = [Way(way, data, environment, ONLY.get(way, CASES)) for way in group]
+        for way in started:
+            way.wait_until_ready()
+        for way in started:
+            found[way.name] = way.measure()
+            print(f"{way.name}: {json.dumps(found[way.name])}", flush=True)
+    return found
+
+
+class Way:
+    """A way's process; `failed` says why, where it has none."""
+
+    def __init__(self, name, data, environment, cases):
+        self.name, self.output, self.until = name, [], time.perf_counter() + PATIENCE
+        # PyTorch has CUDA libraries of its own.
+        ours = ("LD_LIBRARY_PATH", "PYTHONPATH") if name == PYTORCH else ()
+        variables = {key: value for key, value in environment.items() if key not in ours}
+        variables["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # they share the GPU, though not its time
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, name, str(data), *cases],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=variables,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.changed = threading.Condition()
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.changed:
+                self.output.append(line)
+                self.changed.notify_all()
+        with self.changed:
+            self.output.append("")
+            self.changed.notify_all()
+
+    def _wait_for(self, wanted, seconds):
+        """Whether a line is printed that starts so, before the process ends."""
+        with self.changed:
+            return self.changed.wait_for(
+                lambda: any(line.startswith(wanted) or not line for line in self.output), seconds
+            ) and any(line.startswith(wanted) for line in self.output)
+
+    def wait_until_ready(self):
+        if not self._wait_for("ready", max(1, self.until - time.perf_counter())):
+            self.process.kill()
+
+    def measure(self):
+        if self.process.poll() is None:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            if self._wait_for("{", 60):
+                self.process.wait()
+                return json.loads(next(line for line in self.output if line.startswith("{")))
+        self.process.kill()
+        print(f"{self.name} failed:\n{''.join(self.output)[-2000:]}", file=sys.stderr)
+        return {}
+
+
+if __name__ == "__main__":
+    one_way(*sys.argv[1:])
