@@ -10,6 +10,7 @@ was cut off goes on from its last checkpoint. With `--so-far` nothing is trained
 import argparse
 import csv
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +52,13 @@ def main():
         regbench("repro")
     found = {
         "machine": blocks.made_here(),
-        "minutes": round((time.perf_counter() - begun) / 60),
         "image_size": settings.data.image_size,
         "train_images": json.loads(Path("prepared/train/split.json").read_text())["images"],
         "images": json.loads(Path("prepared/validation/split.json").read_text())["images"],
         "runs": {name: [history(f"{name}-{seed}") for seed in settings.seeds] for name in settings.reg},
     }
+    if not arguments.so_far:
+        found["minutes"] = round((time.perf_counter() - begun) / 60)
     beside = ROOT / f"docs/article/{found['image_size']}px"
     files.write_json(beside.with_suffix(".json"), found)
     draw(found, beside)
@@ -69,8 +71,10 @@ def history(run: str) -> dict[str, list[float]]:
         with open(ended, newline="") as file:
             rows = list(csv.DictReader(file))
     else:
-        last = max(checkpoint.FOLDER.glob(f"{run}-*/*-*.npz"), key=lambda path: path.stat().st_mtime)
-        with np.load(last) as saved:
+        saved = list(checkpoint.FOLDER.glob(f"{run}-*/*-*.npz"))
+        if not saved:
+            sys.exit(f"{run} has not ended its first epoch")
+        with np.load(max(saved, key=lambda path: path.stat().st_mtime)) as saved:
             rows = json.loads(str(saved["state"]))["history"]
     columns = READ | {"reg_loss": "reg_loss"}
     return {name: [round(float(row[column]), 6) for row in rows] for name, column in columns.items()}

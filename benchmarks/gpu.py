@@ -11,6 +11,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ REGBENCH = {
 }
 KERAS, PYTORCH, AGAIN = "plain Keras, no XLA", "PyTorch, channels last", "regbench, XLA, started again"
 ONLY = {"regbench, XLA, train.deterministic: false": CASES[-1:], AGAIN: CASES[:2]}
-"""Not all cases: trying out what is fastest takes long, and so that the whole takes under four minutes."""
+"""Not all cases, so that the whole takes about four minutes: trying out what is fastest is slow."""
 
 PATIENCE = 150
 """Seconds to wait for a way to compile."""
@@ -90,7 +91,8 @@ def keras_steps(trained, batches, count):
     moments = []
 
     def look(batch, logs):
-        if (batch + 1) % LOOK_STEPS == 0 and float(logs["loss"]) is not None:
+        if (batch + 1) % LOOK_STEPS == 0:
+            float(logs["loss"])  # waits for the GPU
             moments.append(time.perf_counter())
 
     trained.fit(
@@ -120,8 +122,12 @@ def moments(trained, count):
 
 def one_way(way, data, *cases):
     if way == PYTORCH:
+        import torch_network  # noqa: F401 (before the clock starts)
+
         steps_of = pytorch_steps
     elif way == KERAS:
+        import article  # noqa: F401
+
         steps_of = plain_keras_steps
     else:
         from regbench import runtime
@@ -173,7 +179,8 @@ def compare(data, environment):
     for group in ([*REGBENCH, *others], [AGAIN]):
         started = [Way(way, data, environment, ONLY.get(way, CASES)) for way in group]
         for way in started:
-            way.wait_until_ready()
+            way.line("ready")
+            way.patience.cancel()
         for way in started:
             found[way.name] = way.measure()
             print(f"{way.name}: {json.dumps(found[way.name])}", flush=True)
@@ -181,10 +188,11 @@ def compare(data, environment):
 
 
 class Way:
-    """A way's process; `failed` says why, where it has none."""
+    """A way's process, which is killed where it takes too long."""
 
     def __init__(self, name, data, environment, cases):
-        self.name, self.output, self.until = name, [], time.perf_counter() + PATIENCE
+        self.name = name
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process runs)
         # PyTorch has CUDA libraries of its own.
         ours = ("LD_LIBRARY_PATH", "PYTHONPATH") if name == PYTORCH else ()
         variables = {key: value for key, value in environment.items() if key not in ours}
@@ -193,44 +201,29 @@ class Way:
             [sys.executable, __file__, name, str(data), *cases],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=self.errors,
             text=True,
             env=variables,
         )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.changed = threading.Condition()
-        self.reader.start()
+        self.patience = threading.Timer(PATIENCE, self.process.kill)
+        self.patience.start()
 
-    def _read(self):
-        for line in self.process.stdout:
-            with self.changed:
-                self.output.append(line)
-                self.changed.notify_all()
-        with self.changed:
-            self.output.append("")
-            self.changed.notify_all()
-
-    def _wait_for(self, wanted, seconds):
-        """Whether a line is printed that starts so, before the process ends."""
-        with self.changed:
-            return self.changed.wait_for(
-                lambda: any(line.startswith(wanted) or not line for line in self.output), seconds
-            ) and any(line.startswith(wanted) for line in self.output)
-
-    def wait_until_ready(self):
-        if not self._wait_for("ready", max(1, self.until - time.perf_counter())):
-            self.process.kill()
+    def line(self, wanted):
+        """The next line that starts so, or "" where the process ends before."""
+        return next((line for line in self.process.stdout if line.startswith(wanted)), "")
 
     def measure(self):
+        """Of each case what `one_way` found; {} where it failed, which is told."""
+        found = ""
         if self.process.poll() is None:
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
-            if self._wait_for("{", 60):
-                self.process.wait()
-                return json.loads(next(line for line in self.output if line.startswith("{")))
+            found = self.line("{")
         self.process.kill()
-        print(f"{self.name} failed:\n{''.join(self.output)[-2000:]}", file=sys.stderr)
-        return {}
+        if not found:
+            self.errors.seek(0)
+            print(f"{self.name} failed:\n{self.errors.read()[-2000:]}", file=sys.stderr)
+        return json.loads(found or "{}")
 
 
 if __name__ == "__main__":

@@ -84,14 +84,14 @@ def article_way(data, size, batch, train, validation, epochs=2):
     return result(times)
 
 
-def regbench_way(data, size, batch, train, validation, epochs=2, without=None, **options):
-    """One training; `without` names a trick of `ablation.TRICKS` that is switched off; `options` are of `train:`."""
+def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
+    """One training; `without` names a trick of `ablation.TRICKS` that is switched off."""
     import ablation
 
     from regbench import live, runtime
 
     ablation.before_start(without)
-    runtime.start(jit=options.get("jit", False))
+    runtime.start()
     ablation.after_start(without)
     from regbench.training import checkpoint, fit, history
 
@@ -100,7 +100,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2, without=None, *
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.FOLDER = Path(folder) / "checkpoints"
         live.LOG = Path(folder) / "log"
-        fit.train(plan_of(size, batch, train, epochs, **options), Path(data), Path(folder) / "run")
+        fit.train(plan_of(size, batch, train, epochs), Path(data), Path(folder) / "run")
     return result(times)
 
 

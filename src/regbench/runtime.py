@@ -1,6 +1,8 @@
 """How TensorFlow starts: quietly, and so that a run gives the same bits each time."""
 
 import contextlib
+import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -27,6 +29,7 @@ AMBIENT = {
     "TF_ENABLE_ONEDNN_OPTS": None,
     "TF_DETERMINISTIC_OPS": None,
     "TF_CUDNN_DETERMINISTIC": None,
+    "TF_CUDNN_USE_AUTOTUNE": None,
     "TF_USE_LEGACY_KERAS": None,
     "XLA_FLAGS": None,
     "TF_XLA_FLAGS": None,
@@ -63,11 +66,15 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
         if value is not None:
             os.environ[name] = value
     if jit:
-        os.environ["XLA_FLAGS"] = " ".join([*cuda, *XLA, *(XLA_DETERMINISTIC if deterministic else ())])
+        flags = " ".join([*XLA, *(XLA_DETERMINISTIC if deterministic else ())])
+        os.environ["XLA_FLAGS"] = " ".join([*cuda, flags])
         if deterministic:  # of what XLA does not compile
-            os.environ["TF_CUDNN_DETERMINISTIC"] = "1"
-        os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.resolve()}"
-        COMPILED.mkdir(parents=True, exist_ok=True)
+            os.environ |= {"TF_CUDNN_DETERMINISTIC": "1", "TF_CUDNN_USE_AUTOTUNE": "0"}
+        # TensorFlow would find a program again that other flags or another TensorFlow made.
+        made_by = f"{importlib.metadata.version('tensorflow')} {flags}"
+        folder = COMPILED.resolve() / hashlib.sha256(made_by.encode()).hexdigest()[:8]
+        os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={folder}"
+        folder.mkdir(parents=True, exist_ok=True)
     with stderr_held() as held:
         import tensorflow as tf
 
@@ -87,8 +94,9 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
-    # With XLA its own flag does it; TensorFlow's would refuse operations that it can't vouch for under XLA.
-    if deterministic and not jit:
+    # With XLA its own flag does it; TensorFlow's would refuse operations that it can't vouch for under XLA. A step of
+    # several GPUs is not compiled.
+    if deterministic and not (jit and len(gpus) < 2):
         tf.config.experimental.enable_op_determinism()
     return tf
 

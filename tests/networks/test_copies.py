@@ -103,8 +103,7 @@ def test_a_network_of_any_layers():
     inner_inputs = keras.Input((8, 8, 6))
     inner = keras.Model(inner_inputs, keras.ops.relu(shared(inner_inputs)) + 1.0, name="inner")
     inputs = {name: keras.Input((8, 8, 3), name=name) for name in ("left", "right")}
-    stem = keras.layers.Conv2D(3, 3, padding="same", name="stem")
-    x = block(stem(inputs["left"])) * 2.0 + block(inputs["right"])
+    x = block(inputs["left"]) * 2.0 + block(inputs["right"])
     x = shared(inner(x))
     x = keras.layers.Conv2D(6, 1, strides=2, name="strided")(x)
     x = keras.layers.Conv2D(6, 1, groups=2, name="grouped")(x)
@@ -120,9 +119,8 @@ def test_a_network_of_any_layers():
         assert_equal(logits, copy(images)["logits"])
         assert copy.count_params() == model.count_params()
     fast = layers.fast(layers.plain(model))
-    kinds = {name: type(fast.get_layer(name)) for name in ("stem", "strided", "grouped", "pointwise", "double")}
+    kinds = {name: type(fast.get_layer(name)) for name in ("strided", "grouped", "pointwise", "double")}
     assert kinds.pop("pointwise") is layers.PointwiseConv2D
-    assert kinds.pop("stem") is layers.StemConv2D
     assert {kind.__module__.partition(".")[0] for kind in kinds.values()} == {"keras"}
 
 

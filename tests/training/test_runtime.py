@@ -39,7 +39,7 @@ def test_memory_of_a_shared_gpu_has_a_limit():
     assert set(done.stdout.split()) == {"2000"}
 
 
-def test_with_xla_where_cuda_is_stays_said():
+def test_xla_keeps_the_users_cuda_folder():
     code = "import os; from regbench import runtime; runtime.start(jit=True); print(os.environ['XLA_FLAGS'])"
     flags = "--xla_cpu_enable_fast_math=true --xla_gpu_cuda_data_dir=/opt/cuda"
     environment = Repository(ROOT).environment() | {"XLA_FLAGS": flags}

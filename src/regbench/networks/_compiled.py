@@ -1,7 +1,7 @@
 """Operations of the layers as XLA compiles them well for a GPU: products, shifts and sums, which it fuses.
 
-cuDNN's depthwise convolutions, its convolutions of three channels and the gradients that TensorFlow takes of a
-composed batch normalization are what a GPU waits for otherwise. The mathematics is that of the layers.
+Three things are slow there otherwise: cuDNN's depthwise convolutions, its convolution of three channels, and the
+gradients that TensorFlow takes of batch normalization. The mathematics is that of the layers.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Paddin
 
         def gradients(upstream: tf.Tensor) -> tuple:
             of_kernel = [
-                tf.reduce_sum(_whole(window * upstream), axis=[0, 1, 2])
+                tf.reduce_sum(_whole(window) * _whole(upstream), axis=[0, 1, 2])
                 for *_, window in _windows(padded, kernel, stride)
             ]
             # An input meets the kernel's places in reverse, at every stride-th place of the outputs.

@@ -108,7 +108,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Compiled by XLA, it is `_compiled.normalize` in training.
 
     Keras's own code is used for a mask, `renorm`, `synchronized`, another axis, `center` or `scale` switched off,
-    inputs that are not maps, and without XLA double precision.
+    inputs that are not maps, and, unless XLA compiles it, double precision.
 
     Args:
         **kwargs: as for `keras.layers.BatchNormalization`.
@@ -355,7 +355,8 @@ def for_xla(layers: Iterable[keras.layers.Layer], xla: bool = True) -> None:
 def not_for_xla(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
     """Let layers compute what is fastest without XLA while a function is traced that XLA does not compile."""
     before = [(part, part.xla) for part in _switched(layers)]
-    for_xla((part for part, _ in before), xla=False)
+    for part, _ in before:
+        part.xla = False
     try:
         yield
     finally:
@@ -366,7 +367,7 @@ def not_for_xla(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
 def _switched(layers: Iterable[keras.layers.Layer]) -> Iterator[keras.layers.Layer]:
     """Those of the layers, and of the normalizations in them, that have a way for XLA."""
     for layer in layers:
-        for part in dict.fromkeys((layer, getattr(layer, "normalization", layer))):
+        for part in (layer, getattr(layer, "normalization", layer)):
             if isinstance(part, (StemConv2D, BatchNormalization, DepthwiseConv2D)):
                 yield part
 
@@ -444,8 +445,7 @@ def _plain_version(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 def _fast(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     kind, config = type(layer), layer.get_config()
-    few = kind is keras.layers.Conv2D and layer.kernel.shape[-2] <= StemConv2D.FEW
-    for ours in (PointwiseConv2D, *((StemConv2D,) if few else ()), BatchNormalization, DepthwiseConv2D):
+    for ours in (PointwiseConv2D, BatchNormalization, DepthwiseConv2D):
         fixed = getattr(ours, "FIXED", {})
         if kind is ours.__base__ and all(getattr(layer, key) in (value, (value,) * 2) for key, value in fixed.items()):
             return [ours.from_config(_without(config, *fixed))]

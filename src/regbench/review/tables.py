@@ -246,18 +246,18 @@ def _article_so_far() -> str:
 
     penalties = {
         f"{name}, {place}": values
-        for name in runs.keys() & article.keys()
+        for name in article
+        if name in runs
         for place, values in (("article", article[name]), ("here", runs[name]["reg_loss"]))
     }
     accuracies = {f"{name}, {way}": run[way] for name, run in runs.items() for way in ("moving", "recomputed")}
     return "\n\n".join(
         (
             "Reg loss:",
-            by_epoch(dict(sorted(penalties.items())), ".3f"),
+            by_epoch(penalties, ".3f"),
             "Accuracy on test images, with moving and with recomputed averages:",
             by_epoch(accuracies, ".1%"),
-            f"n = 1 seed, {found['images']:,} test images, {found['train_images']:,} training images; {where(found)}; "
-            f"{found['minutes']} minutes",
+            f"n = 1 seed, {found['images']:,} test images, {found['train_images']:,} training images; {where(found)}",
         )
     )
 

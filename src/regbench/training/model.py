@@ -76,8 +76,10 @@ class Model(keras.Model):
     def make_test_function(self, force: bool = False) -> None:
         """Validation is too short to be worth compiling: each size of a batch would take seconds."""
         compiled, self.jit_compile = self.jit_compile, False
-        super().make_test_function(force)
-        self.jit_compile = compiled
+        try:
+            super().make_test_function(force)
+        finally:
+            self.jit_compile = compiled
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -177,6 +179,8 @@ def compile(model: Model, options: params.Train, steps: int) -> None:
     arguments: dict[str, Any] = {}
     for call, strength in regularizers.acting(model.line, "optimizer"):
         arguments |= call(strength)
+    # XLA can't compile a step of several devices.
+    jit = options.jit and model.distribute_strategy.num_replicas_in_sync == 1
     sparse = "" if model.on_batch else "Sparse"
     model.compile(
         optimizer=SGD(LearningRate.of(options, steps), momentum=options.momentum, **arguments),
@@ -186,11 +190,11 @@ def compile(model: Model, options: params.Train, steps: int) -> None:
             getattr(keras.metrics, f"{sparse}CategoricalCrossentropy")(from_logits=True, name="cross_entropy"),
             getattr(keras.metrics, f"{sparse}CategoricalAccuracy")(name="accuracy"),
         ],
-        jit_compile=options.jit,
+        jit_compile=jit,
         # Compiled steps are short: a call of several of them waits for Python once.
-        steps_per_execution=STEPS_A_CALL if options.jit else 1,
+        steps_per_execution=STEPS_A_CALL if jit else 1,
     )
-    layers.for_xla(networks.layers_of(model), options.jit)
+    layers.for_xla(networks.layers_of(model), jit)
 
 
 def reg_loss(model: keras.Model) -> float:
