@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import zc.lockfile
 from scratch import simulate_gpu, stages_run
 
 from regbench.errors import UserError
-from regbench.runner import local, worker
+from regbench.runner import local, machine, worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.dvc]
 RUNS = ("none-0", "l2-0")
@@ -39,9 +40,34 @@ def test_runs_that_share_a_gpu_are_told_how_much_of_it_is_theirs(monkeypatch, tm
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     told = "import os; print(os.environ.get('REGBENCH_GPU_MIB'))"
-    for runs, expected in ((2, "8464\n"), (1, "None\n")):
+    for runs, expected in ((2, "9232\n"), (1, "None\n")):
         with local.Commands(runs) as commands:
             assert commands.run((sys.executable, "-c", told), print) == (0, expected)
+
+
+def test_a_run_that_would_be_left_over_joins_the_last_round(settings, monkeypatch, capsys):
+    begun = []
+
+    class Commands(local.Commands):
+        """Runs that take as long as each other; (how many have ended, how many go) as each begins."""
+
+        def run(self, command, show):
+            with self.lock:
+                self.running.add(threading.get_ident())
+                begun.append((len(begun) + 1 - len(self.running), len(self.running)))
+            time.sleep(0.2)
+            self.running.discard(threading.get_ident())
+            return 0, ""
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(local, "Commands", Commands)
+    monkeypatch.setattr(machine, "cpus", lambda: 2)
+    local.run_all(settings(), dict.fromkeys(["none-0", "none-1", "none-2", "none-3", "none-4"], "train"), None)
+    assert "5 runs to train, 2 at a time, the last 3 together" in capsys.readouterr().out
+    assert max(going for ended, going in begun if ended < 2) == 2
+    assert max(going for _, going in begun) == 3
 
 
 def test_one_at_a_time(stub):

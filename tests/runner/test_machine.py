@@ -27,16 +27,20 @@ def make(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("cores", "runs", "expected"),
-    [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 2), (2, 5, 3), (2, 175, 2), (8, 3, 3), (8, 9, 9), (1, 3, 1)],
+    [
+        *((2, 1, (1, 1)), (2, 2, (2, 2)), (2, 3, (2, 3)), (2, 4, (2, 2)), (2, 9, (2, 3)), (2, 175, (2, 3))),
+        *((8, 3, (3, 3)), (8, 9, (8, 9)), (8, 15, (8, 8)), (1, 3, (1, 1))),
+    ],
 )
 def test_no_core_is_idle_at_the_end(settings, make, cores, runs, expected):
     make(cores, 64)
-    assert machine.jobs(settings(), runs) == expected
+    assert (machine.jobs(settings(), runs), machine.jobs_at_the_end(settings(), runs)) == expected
 
 
 def test_memory_is_a_limit(settings, make):
     make(16, 8)
     assert machine.jobs(settings(), 16) in range(4, 7)
+    assert machine.jobs_at_the_end(settings(), 17) == machine.jobs(settings(), 17)
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 64}), 16) == 1
     # Two batches of 16 to train on would fit, but not two of 256 to validate on.
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 16}), 16) == 1

@@ -282,13 +282,20 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
         UserError: runs failed.
     """
     at_a_time = min(jobs or machine.jobs(settings, len(missing)), len(missing))
-    several = at_a_time > 1
+    at_the_end = at_a_time if jobs else machine.jobs_at_the_end(settings, len(missing))
+    several = at_the_end > 1
     counts = Counter(missing.values())
     todo = " and ".join(f"{_runs(counts[stage])} to {stage}" for stage in ("train", "evaluate") if counts[stage])
-    print(f"{todo}, {at_a_time} at a time" if several else todo, flush=True)
+    together = f", {at_a_time} at a time" * several + f", the last {at_the_end} together" * (at_the_end > at_a_time)
+    print(todo + together, flush=True)
     done, failed, killed = [], [], []
     runs = progress.Progress(missing, settings.train.epochs, at_a_time)
-    with ThreadPoolExecutor(at_a_time) as pool, Commands(at_a_time) as commands:
+    room = threading.Semaphore(at_a_time)
+    with ThreadPoolExecutor(at_the_end) as pool, Commands(at_the_end) as commands:
+
+        def make_room(left: int) -> None:
+            if left == at_the_end > at_a_time:
+                room.release(at_the_end - at_a_time)
 
         def run(key: str, screen: progress.Screen) -> tuple[int, str]:
             def show(line: str) -> None:
@@ -297,17 +304,20 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
 
             # Without --wait-for-lock, DVC gives up after 3 seconds that another run holds the lock.
             command = worker.dvc("repro", "--single-item", f"train@{key}", f"evaluate@{key}", wait=several)
-            if not commands.ending:
-                screen.begin(key)
-            code, output = commands.run(command, show)
-            if not commands.ending:
-                screen.end(key, failed=bool(code))
+            with room:
+                if not commands.ending:
+                    screen.begin(key)
+                code, output = commands.run(command, show)
+                if not commands.ending:
+                    screen.end(key, failed=bool(code))
             return code, output
 
         try:
             with progress.shown(runs) as screen:
                 pending = {pool.submit(run, key, screen): key for key in missing}
-                for future in as_completed(pending):
+                make_room(len(pending))
+                for number, future in enumerate(as_completed(pending), start=1):
+                    make_room(len(pending) - number)
                     code, output = future.result()
                     (failed if code else done).append(pending[future])
                     if code and worker.KILLED.search(output):
