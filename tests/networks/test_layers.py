@@ -127,8 +127,13 @@ def test_the_same_mathematics_in_double_precision(kind, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("kind", CASES)
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-@pytest.mark.parametrize("way", ["", "way for XLA"])
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [
+        *(("", dtype) for dtype in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")),
+        ("way for XLA", "mixed_bfloat16"),
+    ],
+)
 def test_half_precision(way, dtype, kind, shape, request):
     """As near to the result in float32 as Keras's own layer in half precision, or nearly so."""
     if way:

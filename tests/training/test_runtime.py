@@ -47,3 +47,13 @@ def test_xla_keeps_the_users_cuda_folder():
     said = done.stdout.split()
     assert "--xla_gpu_cuda_data_dir=/opt/cuda" in said and "--xla_gpu_deterministic_ops=true" in said
     assert "--xla_cpu_enable_fast_math=true" not in said
+
+
+def test_the_garbage_collector_goes_on_after_the_start():
+    code = (
+        "import gc; from regbench import runtime; runtime.start(); print(gc.isenabled(), gc.get_freeze_count() > 10**5)"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", code), env=Repository(ROOT).environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "True"]
