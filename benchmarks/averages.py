@@ -47,18 +47,19 @@ def main():
     chosen = arguments.params.resolve()
     project.enter(arguments.folder)
     Path("params.yaml").write_text(chosen.read_text())
-    settings, begun = params.load(), time.perf_counter()
+    settings, took = params.load(), {}
     if not arguments.so_far:
+        begun = time.perf_counter()
         regbench("repro")
+        took["minutes"] = round((time.perf_counter() - begun) / 60)
     found = {
         "machine": blocks.made_here(),
+        **took,
         "image_size": settings.data.image_size,
         "train_images": json.loads(Path("prepared/train/split.json").read_text())["images"],
         "images": json.loads(Path("prepared/validation/split.json").read_text())["images"],
         "runs": {name: [history(f"{name}-{seed}") for seed in settings.seeds] for name in settings.reg},
     }
-    if not arguments.so_far:
-        found["minutes"] = round((time.perf_counter() - begun) / 60)
     beside = ROOT / f"docs/article/{found['image_size']}px"
     files.write_json(beside.with_suffix(".json"), found)
     draw(found, beside)
@@ -71,10 +72,10 @@ def history(run: str) -> dict[str, list[float]]:
         with open(ended, newline="") as file:
             rows = list(csv.DictReader(file))
     else:
-        saved = list(checkpoint.FOLDER.glob(f"{run}-*/*-*.npz"))
-        if not saved:
-            sys.exit(f"{run} has not ended its first epoch")
-        with np.load(max(saved, key=lambda path: path.stat().st_mtime)) as saved:
+        states = list(checkpoint.FOLDER.glob(f"{run}-*/*-*.npz"))
+        if not states:
+            sys.exit(f"no epoch of {run} has ended yet")
+        with np.load(max(states, key=lambda path: path.stat().st_mtime)) as saved:
             rows = json.loads(str(saved["state"]))["history"]
     columns = READ | {"reg_loss": "reg_loss"}
     return {name: [round(float(row[column]), 6) for row in rows] for name, column in columns.items()}

@@ -29,15 +29,15 @@ SECONDS = 2
 LOOK_STEPS = 10
 """Every how many steps the GPU is waited for, as in a training of regbench's."""
 
-XLA = "regbench, XLA"
+XLA, AUTOTUNED = "regbench, XLA", "regbench, XLA, train.deterministic: false"
 REGBENCH = {
     XLA: {"jit": True},
     "regbench, XLA, train.precision: bfloat16": {"jit": True, "precision": "bfloat16"},
-    "regbench, XLA, train.deterministic: false": {"jit": True, "deterministic": False},
+    AUTOTUNED: {"jit": True, "deterministic": False},
     "regbench, no XLA": {},
 }
 KERAS, PYTORCH, AGAIN = "plain Keras, no XLA", "PyTorch, channels last", "regbench, XLA, started again"
-ONLY = {"regbench, XLA, train.deterministic: false": CASES[-1:], AGAIN: CASES[:2]}
+ONLY = {AUTOTUNED: CASES[-1:], AGAIN: CASES[:2]}
 """Not all cases, so that the whole takes about four minutes: trying out what is fastest is slow."""
 
 PATIENCE = 150
@@ -102,22 +102,17 @@ def keras_steps(trained, batches, count):
 
 
 def pytorch_steps(size, batch, data):
-    import numpy as np
-    import torch_network
+    trained = measure.pytorch_steps(data, size, batch, 10**9)
 
-    images, labels = (
-        np.load(Path(data) / f"train/{part}.npy", mmap_mode="r")[: 8 * batch] for part in ("images", "labels")
-    )
-    scale = -(-size // images.shape[1])
-    images = images.repeat(scale, 1).repeat(scale, 2)[:, :size, :size]
-    trained = torch_network.steps(images, np.array(labels), batch, 10**9, 0.001)
-    return lambda count: [moment for step, moment in enumerate(moments(trained, count)) if step % LOOK_STEPS == 0]
+    def run(count):
+        moments = []
+        for step in range(count):
+            next(trained)
+            if step % LOOK_STEPS == 0:
+                moments.append(time.perf_counter())
+        return moments
 
-
-def moments(trained, count):
-    for _ in range(count):
-        next(trained)
-        yield time.perf_counter()
+    return run
 
 
 def one_way(way, data, *cases):
@@ -213,7 +208,7 @@ class Way:
         return next((line for line in self.process.stdout if line.startswith(wanted)), "")
 
     def measure(self):
-        """Of each case what `one_way` found; {} where it failed, which is told."""
+        """What `one_way` found, by case; {} and a message where it failed."""
         found = ""
         if self.process.poll() is None:
             self.process.stdin.write("go\n")

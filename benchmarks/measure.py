@@ -118,6 +118,14 @@ def limit(train, validation):
 
 
 def pytorch(data, size, batch, train, validation):
+    times = [time.perf_counter()]
+    for _ in pytorch_steps(data, size, batch, min(60, train // batch)):
+        times.append(time.perf_counter())
+    return {"step_ms": 1000 * median_step(times[4:])}
+
+
+def pytorch_steps(data, size, batch, count):
+    """A generator that trains PyTorch's network on the first images, `count` steps, and yields after each."""
     import numpy as np
     import torch_network
 
@@ -126,10 +134,7 @@ def pytorch(data, size, batch, train, validation):
     if images.shape[1] != size:
         images = images.repeat(-(-size // images.shape[1]), 1).repeat(-(-size // images.shape[2]), 2)
         images = images[:, :size, :size]
-    times = [time.perf_counter()]
-    for _ in torch_network.steps(images, labels, batch, min(60, train // batch), 0.001):
-        times.append(time.perf_counter())
-    return {"step_ms": 1000 * median_step(times[4:])}
+    return torch_network.steps(images, labels, batch, count, 0.001)
 
 
 def pipeline(data, size, batch, train, validation):

@@ -34,13 +34,15 @@ def make(monkeypatch, tmp_path):
 )
 def test_no_core_is_idle_at_the_end(settings, make, cores, runs, expected):
     make(cores, 64)
-    assert (machine.jobs(settings(), runs), machine.jobs_at_the_end(settings(), runs)) == expected
+    at_a_time = machine.jobs(settings(), runs)
+    assert (at_a_time, machine.jobs_at_the_end(settings(), runs, at_a_time)) == expected
 
 
 def test_memory_is_a_limit(settings, make):
     make(16, 8)
     assert machine.jobs(settings(), 16) in range(4, 7)
-    assert machine.jobs_at_the_end(settings(), 17) == machine.jobs(settings(), 17)
+    at_a_time = machine.jobs(settings(), 17)
+    assert machine.jobs_at_the_end(settings(), 17, at_a_time) == at_a_time
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 64}), 16) == 1
     # Two batches of 16 to train on would fit, but not two of 256 to validate on.
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 16}), 16) == 1

@@ -282,7 +282,7 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
         UserError: runs failed.
     """
     at_a_time = min(jobs or machine.jobs(settings, len(missing)), len(missing))
-    at_the_end = at_a_time if jobs else machine.jobs_at_the_end(settings, len(missing))
+    at_the_end = at_a_time if jobs else machine.jobs_at_the_end(settings, len(missing), at_a_time)
     several = at_the_end > 1
     counts = Counter(missing.values())
     todo = " and ".join(f"{_runs(counts[stage])} to {stage}" for stage in ("train", "evaluate") if counts[stage])
