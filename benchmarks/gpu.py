@@ -41,7 +41,7 @@ ONLY = {AUTOTUNED: CASES[-1:], AGAIN: CASES[:2]}
 """Not all cases, so that the whole takes about four minutes: trying out what is fastest is slow."""
 
 PATIENCE = 150
-"""Seconds to wait for a way to compile."""
+"""Seconds to wait for a way to compile, and for its times."""
 
 
 # One way, in a process of its own
@@ -175,7 +175,6 @@ def compare(data, environment):
         started = [Way(way, data, environment, ONLY.get(way, CASES)) for way in group]
         for way in started:
             way.line("ready")
-            way.patience.cancel()
         for way in started:
             found[way.name] = way.measure()
             print(f"{way.name}: {json.dumps(found[way.name])}", flush=True)
@@ -200,12 +199,14 @@ class Way:
             text=True,
             env=variables,
         )
-        self.patience = threading.Timer(PATIENCE, self.process.kill)
-        self.patience.start()
 
     def line(self, wanted):
-        """The next line that starts so, or "" where the process ends before."""
-        return next((line for line in self.process.stdout if line.startswith(wanted)), "")
+        """The next line that starts so, or "" where the process ends before, or is killed for its slowness."""
+        patience = threading.Timer(PATIENCE, self.process.kill)
+        patience.start()
+        found = next((line for line in self.process.stdout if line.startswith(wanted)), "")
+        patience.cancel()
+        return found
 
     def measure(self):
         """What `one_way` found, by case; {} and a message where it failed."""

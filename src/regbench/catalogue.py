@@ -74,8 +74,8 @@ def kinds() -> dict[str, Entry]:
 
 @cache
 def networks() -> dict[str, Entry]:
-    """The networks, by name. `layers.py` beside them is what they are made of."""
-    return {name: entry for name, entry in _entries("networks").items() if name != "layers"}
+    """The networks, by name. `layers.py` and `copies.py` beside them are what they are made of."""
+    return {name: entry for name, entry in _entries("networks").items() if name not in ("layers", "copies")}
 
 
 @cache

@@ -6,7 +6,7 @@ import pytest
 
 from regbench import networks, regularizers
 from regbench.evaluation import weights
-from regbench.networks import layers, mobilenet_v2, small_cnn
+from regbench.networks import copies, layers, mobilenet_v2, small_cnn
 from regbench.params import Regularizer, Term
 
 TOLERANCE = 1e-4
@@ -50,8 +50,8 @@ def test_the_same_network_in_plain_layers_and_back(build, cifar10_sample):
     keras.utils.set_random_seed(0)
     images = cifar10_sample[0][::10]
     model = trained(build(), images)
-    plain = layers.plain(model)
-    fast = layers.fast(plain)
+    plain = copies.plain(model)
+    fast = copies.fast(plain)
     logits = model(images, training=False)
     assert_equal(logits, plain(images, training=False))
     assert_equal(logits, fast(images, training=False))
@@ -81,7 +81,7 @@ def test_what_only_training_needs_is_left_out():
     model = keras.Model(inputs, keras.layers.Dense(2, activity_regularizer="l1", name="head")(x), name="own")
     model.compile("adam", "mse")
     model.fit(np.ones((4, 8, 8, 3)), np.ones((4, 2)), verbose=0)
-    plain = layers.plain(model)
+    plain = copies.plain(model)
     assert not plain.compiled and plain.losses == []
     assert [layer.name for layer in plain.layers[1:]] == [
         *("project", "project_bn", "expand", "expand_bn", "expand_relu6", "drop", "flatten", "head")
@@ -115,10 +115,10 @@ def test_a_network_of_any_layers():
     rng = np.random.default_rng(0)
     images = {name: rng.normal(size=(5, 8, 8, 3)).astype(np.float32) for name in inputs}
     logits = model(images)["logits"]
-    for copy in (layers.plain(model), layers.fast(model), layers.fast(layers.plain(model))):
+    for copy in (copies.plain(model), copies.fast(model), copies.fast(copies.plain(model))):
         assert_equal(logits, copy(images)["logits"])
         assert copy.count_params() == model.count_params()
-    fast = layers.fast(layers.plain(model))
+    fast = copies.fast(copies.plain(model))
     kinds = {name: type(fast.get_layer(name)) for name in ("strided", "grouped", "pointwise", "double")}
     assert kinds.pop("pointwise") is layers.PointwiseConv2D
     assert {kind.__module__.partition(".")[0] for kind in kinds.values()} == {"keras"}
@@ -133,7 +133,7 @@ def test_half_precision_is_kept(policy):
         model = keras.Model(model.input, [model.output, expand(model.get_layer("conv2_relu").output)])
     finally:
         keras.config.set_dtype_policy("float32")
-    for copy in (layers.plain(model), layers.fast(layers.plain(model))):
+    for copy in (copies.plain(model), copies.fast(copies.plain(model))):
         for name in ("conv1", "conv1_bn", "head"):
             assert copy.get_layer(name).dtype_policy == model.get_layer(name).dtype_policy
         for name in ("expand", "expand_bn", "expand_relu6"):

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
         ("~reg.l1", ["  l1: 0.001"], []),
         ("seeds=[0,1,2,7]", None, ["- 7"]),
         ("evaluate.pruning=[0.25]", None, ["  - 0.25"]),
-        ("evaluate.corrupted_images=0", ["  corrupted_images: 400"], ["  corrupted_images: 0"]),
+        ("evaluate.corrupted_images=0", ["  corrupted_images: 200"], ["  corrupted_images: 0"]),
         ("report.baseline=null", ["  baseline: none"], ["  baseline:"]),
         ("live.tensorboard=true", ["  tensorboard: false"], ["  tensorboard: true"]),
         ("train.schedule=constant", ["  schedule: cosine"], ["  schedule: constant"]),

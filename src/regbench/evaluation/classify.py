@@ -87,7 +87,7 @@ def classify(model: Path, files: Sequence[Path]) -> Iterator[tuple[Path, str, fl
         UserError: the model can't be used.
     """
     from regbench.evaluation.predict import predictor
-    from regbench.networks.layers import fast
+    from regbench.networks.copies import fast
 
     info = saved.metadata(model)
     predict = predictor(fast(saved.load(model)))

@@ -15,7 +15,7 @@ from regbench.data import SPLITS, arrays
 from regbench.errors import UserError
 from regbench.evaluation import accuracy, corruptions, saved, weights
 from regbench.evaluation.predict import predictor
-from regbench.networks.layers import fast
+from regbench.networks.copies import fast
 
 TABLES = {
     "predictions": ("split", "index", "file", "label", "prediction", "confidence", "cross_entropy"),

@@ -4,6 +4,7 @@ Three things are slow there otherwise: cuDNN's depthwise convolutions, its convo
 gradients that TensorFlow takes of batch normalization. The mathematics is that of the layers.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,17 +36,17 @@ def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Paddin
         padding: with zeros.
     """
     height, width = inputs.shape[1:3]
-    rows, columns = kernel.shape[:2]
+    rows, columns = places = kernel.shape[:2]
 
     @tf.custom_gradient
     def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> Any:
         padded = tf.pad(inputs, [(0, 0), *padding, (0, 0)])
-        outputs = sum(kernel[row, column, :, 0] * window for row, column, window in _windows(padded, kernel, stride))
+        outputs = sum(kernel[row, column, :, 0] * window for row, column, window in _windows(padded, places, stride))
 
         def gradients(upstream: tf.Tensor) -> tuple:
             of_kernel = [
                 tf.reduce_sum(_whole(window) * _whole(upstream), axis=[0, 1, 2])
-                for *_, window in _windows(padded, kernel, stride)
+                for *_, window in _windows(padded, places, stride)
             ]
             # An input meets the kernel's places in reverse, at every stride-th place of the outputs.
             spread = _spread(upstream, stride)
@@ -54,7 +55,7 @@ def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Paddin
             spread = tf.pad(spread, [(0, 0), *around, (0, 0)])[:, : height + rows - 1, : width + columns - 1]
             of_inputs = sum(
                 kernel[rows - 1 - row, columns - 1 - column, :, 0] * window
-                for row, column, window in _windows(spread, kernel, 1)
+                for row, column, window in _windows(spread, places, 1)
             )
             return of_inputs, tf.cast(tf.reshape(tf.stack(of_kernel), kernel.shape), kernel.dtype)
 
@@ -73,7 +74,7 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Padding
         padding: with zeros.
     """
     padded = tf.pad(inputs, [(0, 0), *padding, (0, 0)])
-    windows = tf.concat([window for *_, window in _windows(padded, kernel, stride)], axis=-1)
+    windows = tf.concat([window for *_, window in _windows(padded, kernel.shape[:2], stride)], axis=-1)
     height, width, numbers = windows.shape[1:]
     filters, missing = kernel.shape[-1], -numbers % LANES
     matrix = tf.pad(tf.reshape(windows, [-1, numbers]), [(0, 0), (0, missing)])
@@ -105,21 +106,14 @@ def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tenso
     return (outputs, mean, variance), gradient
 
 
-def _windows(maps: tf.Tensor, kernel: tf.Tensor, stride: int) -> Iterator[tuple[int, int, tf.Tensor]]:
-    """(row, column, the pixels that this place of the kernel meets) of maps that are padded already."""
-    rows, columns = kernel.shape[:2]
-    height, width = ((side - taps) // stride + 1 for side, taps in zip(maps.shape[1:3], (rows, columns), strict=True))
-    for row in range(rows):
-        for column in range(columns):
-            yield (
-                row,
-                column,
-                maps[
-                    :,
-                    row : row + stride * (height - 1) + 1 : stride,
-                    column : column + stride * (width - 1) + 1 : stride,
-                ],
-            )
+def _windows(maps: tf.Tensor, places: tuple[int, int], stride: int) -> Iterator[tuple[int, int, tf.Tensor]]:
+    """(row, column, the pixels that this place of a kernel meets) of maps that are padded already.
+
+    `places` is how many rows and columns the kernel has.
+    """
+    height, width = (stride * ((side - taps) // stride) for side, taps in zip(maps.shape[1:3], places, strict=True))
+    for row, column in itertools.product(*map(range, places)):
+        yield row, column, maps[:, row : row + height + 1 : stride, column : column + width + 1 : stride]
 
 
 def _spread(maps: tf.Tensor, stride: int) -> tf.Tensor:

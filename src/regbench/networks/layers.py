@@ -9,7 +9,7 @@ made. All are for data_format "channels_last", whatever the user's keras.json sa
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -45,20 +45,17 @@ class PointwiseConv2D(keras.layers.Conv2D):
         super().__init__(filters, **_with_fixed(self, kwargs))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        outputs = self.product(inputs)
-        return outputs if self.activation is None else self.activation(outputs)
+        return _activated(self, self.product(inputs))
 
     def product(self, inputs: tf.Tensor) -> tf.Tensor:
         """The convolution, with the bias and without the activation."""
         channels = inputs.shape[-1]
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [channels, self.filters])
-        outputs = tf.matmul(tf.reshape(inputs, [-1, channels]), kernel)
-        if self.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
+        outputs = _biased(self, tf.matmul(tf.reshape(inputs, [-1, channels]), kernel))
         return _as_map(outputs, inputs, self.filters)
 
     def get_config(self) -> dict:
-        return _without(super().get_config(), *self.FIXED)
+        return without(super().get_config(), *self.FIXED)
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -88,12 +85,10 @@ class StemConv2D(keras.layers.Conv2D):
             return super().call(inputs)
         kernel = tf.convert_to_tensor(self.kernel)
         outputs = compiled.convolve(inputs, kernel, self.strides[0], _padding(self, inputs))
-        if self.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
-        return outputs if self.activation is None else self.activation(outputs)
+        return _activated(self, _biased(self, outputs))
 
     def get_config(self) -> dict:
-        return _without(super().get_config(), *self.FIXED)
+        return without(super().get_config(), *self.FIXED)
 
 
 @keras.saving.register_keras_serializable(package="regbench")
@@ -203,12 +198,10 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             return super().call(inputs)
         else:
             outputs = inputs * kernel[1, 1, :, 0] if height == width == 1 else _depthwise(inputs, kernel, stride)
-        if self.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
-        return outputs if self.activation is None else self.activation(outputs)
+        return _activated(self, _biased(self, outputs))
 
     def get_config(self) -> dict:
-        return _without(super().get_config(), *self.FIXED)
+        return without(super().get_config(), *self.FIXED)
 
 
 def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
@@ -309,7 +302,7 @@ class ExpandConv2D(PointwiseConv2D):
         return _as_map(outputs, inputs, self.filters)
 
     def get_config(self) -> dict:
-        config = _without(super().get_config(), "bias_initializer", "bias_regularizer", "bias_constraint")
+        config = without(super().get_config(), "bias_initializer", "bias_regularizer", "bias_constraint")
         return config | {key: getattr(self.normalization, key) for key in ("momentum", "epsilon", "synchronized")}
 
 
@@ -379,6 +372,14 @@ def _padding(layer: keras.layers.Layer, inputs: tf.Tensor) -> compiled.Padding:
     return compiled.same_padding(inputs, layer.kernel_size, layer.strides[0])
 
 
+def _biased(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    return tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias)) if layer.use_bias else outputs
+
+
+def _activated(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
 def _as_map(matrix: tf.Tensor, like: tf.Tensor, channels: int) -> tf.Tensor:
     """[N·H·W, channels] → [N, H, W, channels], with N, H and W of `like`."""
     height, width = like.shape[1:3]
@@ -398,96 +399,6 @@ def _with_fixed(layer: keras.layers.Layer, given: dict) -> dict:
     return given | layer.FIXED
 
 
-def _without(config: dict, *keys: str) -> dict:
+def without(config: dict, *keys: str) -> dict:
+    """A layer's configuration without these keys."""
     return {key: value for key, value in config.items() if key not in keys}
-
-
-# From these layers to Keras's own, and back
-
-
-def plain(model: keras.Model) -> keras.Model:
-    """Copy a model into layers of Keras itself, which load wherever Keras is, without regbench.
-
-    Regularizers, constraints, loss and optimizer are left out, and so is batch normalization over all replicas: only
-    training needs them. An `ExpandConv2D` becomes three layers, NAME, NAME_bn and NAME_relu6; every other layer keeps
-    its name. In inference the copy gives the same outputs, but for rounding.
-
-    Args:
-        model: functional or sequential, of any layers; models in it as well.
-    """
-    return _copy(model, _plain)
-
-
-def fast(model: keras.Model) -> keras.Model:
-    """Copy a model into the layers of this file wherever one computes the same, which is faster on a CPU.
-
-    Args:
-        model: functional or sequential, of any layers; models in it as well.
-    """
-    return _copy(model, _fast)
-
-
-def _plain(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    if type(layer) is ExpandConv2D:
-        relu6 = keras.layers.ReLU(6, name=f"{layer.name}_relu6", dtype=layer.dtype_policy)
-        return [*_plain_version(layer), *_plain(layer.normalization), relu6]
-    return _plain_version(layer)
-
-
-def _plain_version(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    plain_class = next(kind for kind in type(layer).__mro__ if kind.__module__ != __name__)
-    config = plain_class.get_config(layer)
-    config |= {key: None for key in config if key.endswith(("_regularizer", "_constraint"))}
-    if plain_class is keras.layers.BatchNormalization:
-        config["synchronized"] = False
-    return [plain_class.from_config(config)]
-
-
-def _fast(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    kind, config = type(layer), layer.get_config()
-    for ours in (PointwiseConv2D, BatchNormalization, DepthwiseConv2D):
-        fixed = getattr(ours, "FIXED", {})
-        if kind is ours.__base__ and all(getattr(layer, key) in (value, (value,) * 2) for key, value in fixed.items()):
-            return [ours.from_config(_without(config, *fixed))]
-    return [kind.from_config(config)]
-
-
-def _copy(model: keras.Model, versions: Callable[[keras.layers.Layer], list[keras.layers.Layer]]) -> keras.Model:
-    """Copy a model and its weights.
-
-    Args:
-        versions: from a layer to new ones that do one after another what it does and have the same weights.
-    """
-    copies: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
-    following: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
-
-    def graph(model: keras.Model) -> keras.Model:
-        sequential = isinstance(model, keras.Sequential)
-        ends = (model.inputs, model.outputs) if sequential else (model.input, model.output)
-        # Of Keras's own class and not compiled, whatever the original is.
-        bare = keras.Model(*ends, name=model.name)
-        return keras.models.clone_model(bare, clone_function=copied, call_function=call)
-
-    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, keras.Model) and hasattr(layer, "inputs"):
-            return graph(layer)
-        if layer not in copies:
-            copies[layer] = versions(layer)
-            following[copies[layer][0]] = copies[layer][1:]
-        return copies[layer][0]
-
-    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        outputs = layer(*args, **kwargs)
-        for after in following.get(layer, ()):
-            outputs = after(outputs)
-        return outputs
-
-    copy = graph(model)
-    for layer, made in copies.items():
-        if isinstance(layer, keras.layers.Layer):  # else an operation on tensors, such as a sum
-            weights = layer.get_weights()
-            for version in made:
-                count = len(version.weights)
-                version.set_weights(weights[:count])
-                del weights[:count]
-    return copy

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -231,35 +232,45 @@ def _averages() -> str:
     )
 
 
-def _article_so_far() -> str:
-    """The article's own setting by epoch, beside the penalties that the article prints."""
-    found, article = _of_machine(read(AT_224)), read(ARTICLE)["reg_loss"]
+def _article_at_224() -> str:
+    """The article's own setting, beside what the article prints, after its last epoch and by epoch."""
+    found, article = _of_machine(read(AT_224)), read(ARTICLE)
     runs = {name: seeds[0] for name, seeds in found["runs"].items()}
-    epochs = range(max(len(run["reg_loss"]) for run in runs.values()))
 
     def by_epoch(columns: dict[str, list[float]], written: str) -> str:
-        rows = [
-            (epoch + 1, *(format(column[epoch], written) if epoch < len(column) else "" for column in columns.values()))
-            for epoch in epochs
-        ]
-        return table(("epoch", *columns), rows)
+        # A run that has not ended has fewer epochs than the others.
+        rows = itertools.zip_longest(*([format(value, written) for value in values] for values in columns.values()))
+        return table(("epoch", *columns), [(epoch, *(cell or "" for cell in row)) for epoch, row in enumerate(rows, 1)])
 
     penalties = {
         f"{name}, {place}": values
-        for name in article
+        for name, printed in article["reg_loss"].items()
         if name in runs
-        for place, values in (("article", article[name]), ("here", runs[name]["reg_loss"]))
+        for place, values in (("article", printed), ("here", runs[name]["reg_loss"]))
     }
     accuracies = {f"{name}, {way}": run[way] for name, run in runs.items() for way in ("moving", "recomputed")}
-    return "\n\n".join(
-        (
-            "Reg loss:",
-            by_epoch(penalties, ".3f"),
-            "Accuracy on test images, with moving and with recomputed averages:",
-            by_epoch(accuracies, ".1%"),
-            f"n = 1 seed, {found['images']:,} test images, {found['train_images']:,} training images; {where(found)}",
-        )
-    )
+    parts = [
+        "Reg loss:",
+        by_epoch(penalties, ".3f"),
+        "Accuracy on test images, with moving and with recomputed averages:",
+        by_epoch(accuracies, ".1%"),
+        f"n = 1 seed, {found['images']:,} test images, {found['train_images']:,} training images; {where(found)}. "
+        f"{found.get('note', '')}".rstrip(),
+    ]
+    if all(len(values) == article["epochs"] for values in accuracies.values()):
+        ways = {"article": article["validation_accuracy"]}
+        ways |= {f"here, {way}": {name: run[way][-1] for name, run in runs.items()} for way in ("moving", "recomputed")}
+        ends = [[f"{accuracy[name]:.1%}{_beside_none(accuracy, name)}" for accuracy in ways.values()] for name in runs]
+        parts = [
+            f"Accuracy on test images after epoch {article['epochs']}, and the difference to none in points:",
+            table(("regularizer", *ways), [(name, *cells) for name, cells in zip(runs, ends, strict=True)]),
+            *parts,
+        ]
+    return "\n\n".join(parts)
+
+
+def _beside_none(accuracy: dict[str, float], name: str) -> str:
+    return "" if name == "none" else f" ({100 * (accuracy[name] - accuracy['none']):+.1f})".replace("-", "−")
 
 
 def _batch_norm() -> str:
@@ -308,6 +319,11 @@ def _row_of_seeds(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     return name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared
 
 
+def _recipe(part: str) -> str:
+    """How the default's settings were chosen."""
+    return _as_measured(_of_machine(read(RECIPE)[part]))
+
+
 def _as_measured(part: dict[str, Any]) -> str:
     """A table that stands in JSON as it does in the page."""
     return f"{part['note']}; {where(part)}.\n\n{table(tuple(part['heading']), part['rows'])}"
@@ -340,11 +356,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": _search,
     "seeds": _seeds_apart,
     "averages": _averages,
-    "article_so_far": _article_so_far,
+    "article_at_224": _article_at_224,
     "batch_norm": _batch_norm,
     "study": _study,
-    "recipe": lambda: _as_measured(_of_machine(read(RECIPE)["none"])),
-    "recipe_of_l1": lambda: _as_measured(_of_machine(read(RECIPE)["l1"])),
+    "recipe": lambda: _recipe("none"),
+    "recipe_of_l1": lambda: _recipe("l1"),
+    "tried": lambda: _recipe("tried"),
+    "second_make": lambda: _recipe("second_make"),
     "catalogue": _catalogue,
 }
 

@@ -7,7 +7,6 @@ import tensorflow as tf
 from regbench import data, networks
 from regbench.data import arrays
 from regbench.networks import layers
-from regbench.networks.layers import BatchNormalization
 
 
 class PopulationStatistics:
@@ -45,7 +44,7 @@ class PopulationStatistics:
         self.layers = [layer for layer in found if not layer.renorm]
         # A forward pass in training changes these, too.
         self.kept = [weight for layer in found if layer.renorm for weight in layer.non_trainable_weights]
-        self.ours = [layer for layer in self.layers if isinstance(layer, BatchNormalization)]
+        self.ours = [layer for layer in self.layers if isinstance(layer, layers.BatchNormalization)]
         self.strategy = model.distribute_strategy
         self.forward = tf.function(self._forward)
         self.reading = plan["train"].moving_averages

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from regbench.networks import layers
+from regbench.networks import copies
 
 
 def metadata(model: keras.Model, plan: dict[str, Any], classes: list[str]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def save(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
         metadata: goes into the file's metadata.json, under "regbench".
     """
     beside, first = path.with_name(f"partial.{path.name}"), path.with_name("partial.keras")
-    keras.saving.save_model(layers.plain(model), first)
+    keras.saving.save_model(copies.plain(model), first)
     with zipfile.ZipFile(first) as saved, zipfile.ZipFile(beside, "w") as written:
         for name in sorted(saved.namelist()):
             content = saved.read(name)
