@@ -259,7 +259,10 @@ def _article_at_224() -> str:
     ]
     if all(len(values) == article["epochs"] for values in accuracies.values()):
         ways = {"article": article["validation_accuracy"]}
-        ways |= {f"here, {way}": {name: run[way][-1] for name, run in runs.items()} for way in ("moving", "recomputed")}
+        ways |= {
+            f"here, {way} averages": {name: run[way][-1] for name, run in runs.items()}
+            for way in ("moving", "recomputed")
+        }
         ends = [[f"{accuracy[name]:.1%}{_beside_none(accuracy, name)}" for accuracy in ways.values()] for name in runs]
         parts = [
             f"Accuracy on test images after epoch {article['epochs']}, and the difference to none in points:",
