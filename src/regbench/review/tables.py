@@ -238,7 +238,7 @@ def _article_at_224() -> str:
     runs = {name: seeds[0] for name, seeds in found["runs"].items()}
 
     def by_epoch(columns: dict[str, list[float]], written: str) -> str:
-        # A run that has not ended has fewer epochs than the others.
+        # A run that was cut off has fewer epochs.
         rows = itertools.zip_longest(*([format(value, written) for value in values] for values in columns.values()))
         return table(("epoch", *columns), [(epoch, *(cell or "" for cell in row)) for epoch, row in enumerate(rows, 1)])
 
@@ -263,17 +263,19 @@ def _article_at_224() -> str:
             f"here, {way} averages": {name: run[way][-1] for name, run in runs.items()}
             for way in ("moving", "recomputed")
         }
-        ends = [[f"{accuracy[name]:.1%}{_beside_none(accuracy, name)}" for accuracy in ways.values()] for name in runs]
+        rows = [(name, *(_beside_none(accuracy, name) for accuracy in ways.values())) for name in runs]
         parts = [
             f"Accuracy on test images after epoch {article['epochs']}, and the difference to none in points:",
-            table(("regularizer", *ways), [(name, *cells) for name, cells in zip(runs, ends, strict=True)]),
+            table(("regularizer", *ways), rows),
             *parts,
         ]
     return "\n\n".join(parts)
 
 
 def _beside_none(accuracy: dict[str, float], name: str) -> str:
-    return "" if name == "none" else f" ({100 * (accuracy[name] - accuracy['none']):+.1f})".replace("-", "−")
+    """An accuracy and, in brackets, its difference to none's."""
+    difference = "" if name == "none" else f" ({verdicts.points(accuracy[name] - accuracy['none'])})"
+    return f"{accuracy[name]:.1%}{difference}"
 
 
 def _batch_norm() -> str:
