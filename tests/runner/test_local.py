@@ -164,14 +164,19 @@ def test_what_dvc_says_is_shown(done, breaks, words, ours):
     assert "Traceback" not in output
 
 
-def test_a_lock_that_is_held(stub):
-    (stub.folder / ".dvc/tmp").mkdir(exist_ok=True)
-    held = zc.lockfile.LockFile(str(stub.folder / ".dvc/tmp/lock"))
-    output = stub.regbench("repro", check=False)
+@pytest.mark.parametrize(
+    ("project", "ours"),
+    [("stub", "`dvc repro prepare` failed, as said above"), ("done", "DVC can't be used here, as it says above")],
+)
+def test_a_lock_that_is_held(project, ours, request):
+    repository = request.getfixturevalue(project)
+    (repository.folder / ".dvc/tmp").mkdir(exist_ok=True)
+    held = zc.lockfile.LockFile(str(repository.folder / ".dvc/tmp/lock"))
+    output = repository.regbench("repro", check=False)
     held.close()
-    assert stub.returncode == 1
+    assert repository.returncode == 1
     assert "Unable to acquire lock" in output
-    assert output.splitlines()[-1] == "error: DVC can't be used here, as it says above"
+    assert output.splitlines()[-1] == f"error: {ours}"
 
 
 def test_git_is_not_installed(stub):

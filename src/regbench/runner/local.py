@@ -58,17 +58,21 @@ def repro(jobs: int | None = None) -> None:
         UserError: params.yaml is wrong, DVC can't work here, or runs failed.
     """
     settings = begin()
-    if not stale():
+    # DVC takes seconds to say what is plain in a fresh clone.
+    if Path("prepared").exists() and not stale():
         print("Everything is up to date.")
         return
     cache, remote = store.facts()
+    # Nothing can be taken instead of training from a cache that is empty.
+    fresh = not remote and not any(cache.glob("*/*"))
     check_writable(Path.cwd(), cache)
-    dvc("repro", "plan")
-    runs = [run.key for run in settings.runs]
-    found, remote = restore(runs, remote)
+    runs, found = [run.key for run in settings.runs], {}
+    if not fresh:
+        dvc("repro", "plan")
+        found, remote = restore(runs, remote)
     if "prepare" not in found:
         dvc("repro", "prepare")
-        found, _ = restore(runs, remote)
+        found = {} if fresh else restore(runs, remote)[0]
     missing = missing_of(runs, found)
     say_taken([run for run in runs if run not in missing], found, all_done=not missing)
     if missing:

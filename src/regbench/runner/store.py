@@ -94,10 +94,10 @@ def _child(*arguments: str, **variables: str) -> str:
 
 
 def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> dict[str, str]:
-    from dvc.stage import PipelineStage
+    from dvc.dvcfile import load_file
     from dvc.stage.cache import RunCacheNotSupported
 
-    stages = {stage.name: stage for stage in repo.index.stages if isinstance(stage, PipelineStage)}
+    stages = load_file(repo, "dvc.yaml").stages
     found, restored = {}, []
 
     def look(pull: bool) -> None:
@@ -105,8 +105,8 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
         for name in names:
             if name in found:
                 continue
-            # A fresh copy: an attempt that failed leaves the new inputs beside the old outputs in a stage.
-            stage = stages[name].reload()
+            # A fresh one each time: an attempt that failed leaves the new inputs beside the old outputs in a stage.
+            stage = stages[name]
             if not lacking.isdisjoint(dep.fs_path for dep in stage.deps):
                 pass  # what lies in the place of an input that was not found is of another state
             elif not stage.changed():

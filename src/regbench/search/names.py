@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +39,14 @@ def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Colle
     Returns:
         runs that were known under the line's own name only; their outputs lie here now, under the search's name
     """
+    from dvc.dvcfile import load_file
     from dvc.repo import Repo
-    from dvc.stage import PipelineStage
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # it says of each stage that it is cached
     taken = []
     with Repo() as repo, repo.lock:
-        stages = {stage.name: stage for stage in repo.index.stages if isinstance(stage, PipelineStage)}
+        # Gives a fresh stage each time: a stage keeps the hashes of what it has seen.
+        stages = load_file(repo, "dvc.yaml").stages
         for point, seed in itertools.product(points, seeds):
             theirs, own = f"{line.name(point)}-{seed}", f"{line.key}-{seed}"
             _write_plans(theirs, own, line.key)
@@ -58,15 +59,14 @@ def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Colle
     return taken
 
 
-def _share(stages: dict[str, "PipelineStage"], name: str, theirs: str, own: str, is_here: bool) -> bool:
+def _share(stages: Mapping[str, "PipelineStage"], name: str, theirs: str, own: str, is_here: bool) -> bool:
     """Share what one stage of a run has written; whether there was something."""
     source, target = (theirs, own) if is_here else (own, theirs)
-    # A fresh copy: a stage keeps the hashes of what it has seen.
-    if not is_here and not _restore(stages[f"{name}@{own}"].reload()):
+    if not is_here and not _restore(stages[f"{name}@{own}"]):
         return False
     for output in STAGES[name]:
         _copy(RUNS / source / output, RUNS / target / output)
-    stages[f"{name}@{target}"].reload().save()
+    stages[f"{name}@{target}"].save()
     return True
 
 
