@@ -248,7 +248,13 @@ def main():
             else:
                 measured = python("benchmarks/measure.py", part, data, 32, 32, 16_000, 2_000)[0]
             say(f"{part}: {json.dumps(measured)}")
-            results[part] = {"date": made["date"], "commit": made["commit"], "machine": this} | measured
+            record = {"date": made["date"], "commit": made["commit"], "machine": this} | measured
+            if part == "comparison":  # of each make of processor
+                record = [
+                    *(it for it in results.get(part, []) if it["machine"]["processor"] != this["processor"]),
+                    record,
+                ]
+            results[part] = record
             # After each part, so that a run that is cut off keeps what it has.
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     say("`make docs` writes the tables of docs/speed.md")

@@ -147,6 +147,7 @@ NOT_RUN = {
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
     "python benchmarks/search.py /tmp/search": "half an hour",
     "python benchmarks/seeds.py /tmp/seeds": "half an hour",
+    "python benchmarks/seeds.py /tmp/seeds --triples 1": "eight minutes and more",
     "python benchmarks/study.py /tmp/study": "half an hour",
     "python benchmarks/batch_norm.py /tmp/batch_norm": "five minutes",
     "python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages": "half an hour",

@@ -90,27 +90,30 @@ def _trainings() -> str:
 
 
 def _comparison() -> str:
-    """The whole comparison beside the article's way."""
-    part = _part("comparison")
-    runs, ours = part["runs"], part["regbench_seconds"]
-    rows = [
-        (
-            f"batch {article['batch_size']}" + ", the article's own" * (article["batch_size"] != part["batch_size"]),
-            f"{runs} × {_spread(article['seconds_a_run'], 0)} s",
-            f"{_spread(ours, 0)} s",
-            _spread(article["ratio"], 2),
-            article["ratio"]["n"],
-        )
-        for article in part["article"]
-    ]
-    heading = ("the article's way with", "it takes", f"regbench, batch {part['batch_size']}", "ratio", "n")
-    note = (
-        f"{runs} runs of {part['epochs']} epochs, regbench's from prepare to the table, alternating; "
-        f"{where(part)}. Of regbench's seconds, {part['prepare_seconds_of_it']:.0f} s are prepare. "
+    """The whole comparison beside the article's way, on each make of processor."""
+    parts, rows = [*map(_of_machine, read(BENCHMARKS)["comparison"])], []
+    for part in parts:
+        for article in part["article"]:
+            own = ", the article's own" * (article["batch_size"] != part["batch_size"])
+            rows.append(
+                (
+                    part["processor"],
+                    f"batch {article['batch_size']}{own}",
+                    f"{part['runs']} × {_spread(article['seconds_a_run'], 0)} s",
+                    f"{_spread(part['regbench_seconds'], 0)} s",
+                    _spread(article["ratio"], 2),
+                    article["ratio"]["n"],
+                )
+            )
+    heading = ("processor", "the article's way with", "it takes", "regbench", "ratio", "n")
+    notes = [
+        f"{where(part)}: {part['runs']} runs of {part['epochs']} epochs with batch {part['batch_size']}, regbench's "
+        f"from prepare to the table, alternating. Of its seconds, {part['prepare_seconds_of_it']:.0f} are prepare. "
         f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
         f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
-    )
-    return f"{table(heading, rows)}\n\n{note}"
+        for part in parts
+    ]
+    return "\n\n".join([table(heading, rows), *notes])
 
 
 def _ablation() -> str:
@@ -304,14 +307,28 @@ def _study() -> str:
 
 
 def _seeds_apart() -> str:
-    """The default with nine seeds, and with three of them at a time."""
-    found, rows = _of_machine(read(SEEDS)), []
-    for it in found["results"]:
-        for name, row in it["rows"].items():
-            rows.append((f"{it['seeds'][0]} to {it['seeds'][-1]}", *_row_of_seeds(name, row)))
-    heading = ("seeds", *SEEDS_HEADING)
-    images = found["results"][0]["images"]
-    return f"{table(heading, rows)}\n\nsd: over seeds, in points. {images:,} test images; {where(found)}."
+    """The default with nine seeds, and with three of them at a time, on the machine that has trained the most."""
+    found = _of_machine(max(read(SEEDS), key=lambda record: len(record["results"])))
+    rows = [
+        (f"{it['seeds'][0]} to {it['seeds'][-1]}", *_row_of_seeds(name, row))
+        for it in found["results"]
+        for name, row in it["rows"].items()
+    ]
+    note = f"sd: over seeds, in points. {found['results'][0]['images']:,} test images; {where(found)}."
+    return f"{table(('seeds', *SEEDS_HEADING), rows)}\n\n{note}"
+
+
+def _makes() -> str:
+    """The default with seeds 0 to 2 on each make of processor."""
+    records = [*map(_of_machine, read(SEEDS))]
+    rows = [
+        (record["processor"], *_row_of_seeds(name, row))
+        for record in records
+        for name, row in record["results"][0]["rows"].items()
+    ]
+    images = records[0]["results"][0]["images"]
+    notes = [f"n = 3 seeds, {images:,} test images.", *(f"{where(record)}." for record in records)]
+    return f"{table(('processor', *SEEDS_HEADING), rows)}\n\n{' '.join(notes)}"
 
 
 SEEDS_HEADING = ("regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
@@ -360,6 +377,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": lambda: _as_measured(_part("gpu")),
     "search": _search,
     "seeds": _seeds_apart,
+    "makes": _makes,
     "averages": _averages,
     "article_at_224": _article_at_224,
     "batch_norm": _batch_norm,
@@ -392,7 +410,7 @@ def _of_machine(part: dict[str, Any]) -> dict[str, Any]:
     return part | part["machine"]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Any:
     """A committed JSON file; a `UserError` where it is damaged or in conflict."""
     try:
         return json.loads(tracked.text(tracked.read(path), path))
