@@ -100,7 +100,7 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
     stages = load_file(repo, "dvc.yaml").stages
     found, restored = {}, []
 
-    def look(pull: bool) -> None:
+    def look(pull: bool = False, own: bool = False) -> None:
         lacking = set()
         for name in names:
             if name in found:
@@ -111,20 +111,23 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
                 pass  # what lies in the place of an input that was not found is of another state
             elif not stage.changed():
                 found[name] = "current"
-            elif _is_restored(stage, pull):
+            elif _is_restored(stage, pull, own):
                 found[name] = "pulled" if pull else "cached"
                 stage.save(run_cache=False)
                 restored.append(stage)
             if name not in found:
                 lacking.update(out.fs_path for out in stage.outs)
 
-    look(pull=False)
+    look()
     if pull and len(found) < len(names):
         print(f'Looking for results in the remote store "{repo.config["core"]["remote"]}"', file=sys.stderr)
         # A web server can't list a run cache; what dvc.lock names is found there all the same.
         with contextlib.suppress(RunCacheNotSupported):
             repo.stage_cache.pull(None)
         look(pull=True)
+    # The outputs that dvc.lock names may be another machine's, and nowhere to be had.
+    if len(found) < len(names):
+        look(own=True)
     if pushed:
         place = repo.cloud.get_remote_odb()
         place.fs.ls(place.path)
@@ -134,10 +137,15 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
     return found
 
 
-def _is_restored(stage: "PipelineStage", pull: bool) -> bool:
+def _is_restored(stage: "PipelineStage", pull: bool, own: bool) -> bool:
+    """Whether a stage's outputs are here now; with `own`, any that were made here of its inputs will do."""
     from dvc.dependency.base import DependencyDoesNotExistError
     from dvc.stage.cache import RunCacheNotFoundError
+    from dvc_data.hashfile.hash_info import HashInfo
 
+    if own:
+        for out in stage.outs:
+            out.hash_info = HashInfo()
     try:
         stage.repo.stage_cache.restore(stage, pull=pull)
     except (RunCacheNotFoundError, DependencyDoesNotExistError):
