@@ -148,16 +148,16 @@ def repro(folder, *options):
 def comparison(folder, rounds):
     """The default comparison end to end: trainings the article's way and `regbench repro`, alternating.
 
-    Each round trains one regularizer the article's way, in turn, with the article's own batch size; the first round
-    also with that of params.yaml. Its seconds count once for each run of the comparison, since each takes as long. Ours
-    go from prepare to the table, everything included.
+    Each round trains one regularizer the article's way, in turn, with the article's own batch size; the first of
+    several rounds also with that of params.yaml. Its seconds count once for each run of the comparison, since each
+    takes as long. Ours go from prepare to the table, everything included.
     """
     chosen = yaml.safe_load((folder / "params.yaml").read_text())
     runs = len(chosen["reg"]) * len(chosen["seeds"])
     article, ours = {ARTICLES_BATCH: [], chosen["train"]["batch_size"]: []}, []
     for number, name in zip(range(rounds), itertools.cycle(chosen["reg"]), strict=False):
         prepare_seconds = prepare(folder)
-        for batch_size in [ARTICLES_BATCH] if number else article:
+        for batch_size in article if number == 0 and rounds > 1 else [ARTICLES_BATCH]:
             call = (ROOT / "benchmarks/article.py", name, chosen["seeds"][0], "--batch-size", batch_size)
             article[batch_size].append(python(*call, cwd=folder, plain=True)[1])
             say(f"one training the article's way, batch {batch_size}: {article[batch_size][-1]:.0f} s")
@@ -178,6 +178,7 @@ def comparison(folder, rounds):
                 "ratio": spread([runs * a / b for a, b in zip(seconds, ours, strict=False)]),
             }
             for batch_size, seconds in article.items()
+            if seconds
         ],
         "no_op_repro_seconds": spread(no_op),
         "report_seconds": spread(report),
