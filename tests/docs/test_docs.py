@@ -262,25 +262,17 @@ def test_the_params_of_studies_are_allowed(study, lines):
     assert settings.seeds == (0, 1, 2) and len(settings.reg) == lines
 
 
-def of_a_study(path, ours):
-    """A study's params but for what changed in the project's after it, as its page says: warm-up and evaluation."""
-    studys = params_of(path)
-    assert (studys["train"]["warmup_epochs"], ours["train"]["warmup_epochs"]) == (1, 2)
-    studys["train"]["warmup_epochs"] = 2
-    return studys | {"evaluate": ours["evaluate"]}
-
-
 def test_the_study_of_strengths_has_the_projects_settings():
-    ours = params_of("params.yaml")
-    assert of_a_study("docs/study/params.yaml", ours) == ours
+    assert params_of("docs/study/params.yaml") == params_of("params.yaml")
 
 
 def test_the_study_of_kinds_has_the_projects_settings():
-    """But for the schedule of the learning rate, which changed after it, too."""
-    ours = params_of("params.yaml")
-    studys = of_a_study("docs/kinds/params.yaml", ours)
+    """But for what changed in the project's after it, as its page says: schedule, warm-up and evaluation."""
+    ours, studys = params_of("params.yaml"), params_of("docs/kinds/params.yaml")
+    assert (studys["train"]["warmup_epochs"], ours["train"]["warmup_epochs"]) == (1, 2)
     assert (studys["train"]["schedule"], studys["train"]["cooldown_epochs"]) == ("constant", 3)
-    studys["train"] |= {name: ours["train"][name] for name in ("schedule", "cooldown_epochs")}
+    studys["train"] |= {name: ours["train"][name] for name in ("schedule", "cooldown_epochs", "warmup_epochs")}
+    studys["evaluate"] = ours["evaluate"]
     assert {kind for line in studys["reg"].values() for kind in (line if isinstance(line, dict) else ())} == {"l1"}
     assert ours | {"reg": None} == studys | {"reg": None}
     assert ours["reg"].items() <= studys["reg"].items()
