@@ -111,7 +111,7 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
                 pass  # what lies in the place of an input that was not found is of another state
             elif not stage.changed():
                 found[name] = "current"
-            elif _is_restored(stage, pull, own):
+            elif is_restored(stage, pull, own):
                 found[name] = "pulled" if pull else "cached"
                 stage.save(run_cache=False)
                 restored.append(stage)
@@ -137,8 +137,14 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
     return found
 
 
-def _is_restored(stage: "PipelineStage", pull: bool, own: bool) -> bool:
-    """Whether a stage's outputs are here now; with `own`, any that were made here of its inputs will do."""
+def is_restored(stage: "PipelineStage", pull: bool = False, own: bool = False) -> bool:
+    """Bring a stage's outputs here from DVC's cache; whether they are here now.
+
+    Args:
+        stage: its inputs are here. Where the attempt fails, it is not fit for another one.
+        pull: look into the remote store for what the cache lacks.
+        own: any outputs that were made here of its inputs will do, whatever dvc.lock names.
+    """
     from dvc.dependency.base import DependencyDoesNotExistError
     from dvc.stage.cache import RunCacheNotFoundError
     from dvc_data.hashfile.hash_info import HashInfo

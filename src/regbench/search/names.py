@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from regbench import files
 from regbench.plan import FOLDER as PLANS
+from regbench.runner import store
 from regbench.search.line import Line
 from regbench.search.planner import Point
 
@@ -62,22 +63,11 @@ def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Colle
 def _share(stages: Mapping[str, "PipelineStage"], name: str, theirs: str, own: str, is_here: bool) -> bool:
     """Share what one stage of a run has written; whether there was something."""
     source, target = (theirs, own) if is_here else (own, theirs)
-    if not is_here and not _restore(stages[f"{name}@{own}"]):
+    if not is_here and not store.is_restored(stages[f"{name}@{own}"]):
         return False
     for output in STAGES[name]:
         _copy(RUNS / source / output, RUNS / target / output)
     stages[f"{name}@{target}"].save()
-    return True
-
-
-def _restore(stage: "PipelineStage") -> bool:
-    from dvc.dependency.base import DependencyDoesNotExistError
-    from dvc.stage.cache import RunCacheNotFoundError
-
-    try:
-        stage.repo.stage_cache.restore(stage)
-    except (RunCacheNotFoundError, DependencyDoesNotExistError):
-        return False
     return True
 
 
