@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import yaml
 from scratch import stages_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.dvc]
@@ -71,13 +70,7 @@ def test_going_back_takes_results_from_the_cache(done):
 
 def test_a_lock_of_another_machine_whose_results_are_nowhere(done):
     """As `git checkout .` leaves it where the committed results are of another make of processor."""
-    lock = yaml.safe_load(done.read("dvc.lock"))
-    for name in ("train@none-0", "evaluate@none-0"):
-        stage = lock["stages"][name]
-        for file in [*stage["outs"], *(dep for dep in stage["deps"] if dep["path"].startswith("runs/"))]:
-            md5, dot, suffix = file["md5"].partition(".")
-            file["md5"] = md5[::-1] + dot + suffix
-    done.write("dvc.lock", yaml.safe_dump(lock))
+    done.forget_outputs("none-0")
     output = done.regbench("repro")
     assert trained(output) == set() and "1 run was taken from DVC's cache; none was trained" in output
     assert "Everything is up to date." in done.regbench("repro")

@@ -120,6 +120,15 @@ def test_killed_continued_and_applied(repository):
     assert "up to date" in repository.dvc("repro")
 
 
+@pytest.mark.slow
+@pytest.mark.dvc
+def test_a_lock_of_another_machine_whose_results_are_nowhere(repository):
+    """What was trained here is known all the same: none, and l2 at 0.01 under its own name."""
+    repository.forget_outputs("none-0", "l2-0")
+    output = killed_at(repository, "Round 2")
+    assert "Round 1, search-l2-1: l2: 1e-2; seed 0" in output and "train@" not in output
+
+
 def test_the_planner_is_told_what_is_known_and_no_more():
     text = (scratch.ROOT / "params.yaml").read_text()
     wanted = search.Search((LINE,), text, (0, 1), scratch.ROOT)

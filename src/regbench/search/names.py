@@ -63,7 +63,8 @@ def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Colle
 def _share(stages: Mapping[str, "PipelineStage"], name: str, theirs: str, own: str, is_here: bool) -> bool:
     """Share what one stage of a run has written; whether there was something."""
     source, target = (theirs, own) if is_here else (own, theirs)
-    if not is_here and not store.is_restored(stages[f"{name}@{own}"]):
+    # Where dvc.lock names outputs that are nowhere to be had, others that were made of the same inputs will do.
+    if not is_here and not any(store.is_restored(stages[f"{name}@{own}"], own=mine) for mine in (False, True)):
         return False
     for output in STAGES[name]:
         _copy(RUNS / source / output, RUNS / target / output)
