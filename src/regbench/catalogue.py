@@ -18,7 +18,7 @@ from regbench.errors import UserError
 
 PACKAGE = Path(__file__).parent
 SCOPES = ("all", "backbone", "head", "no_depthwise")
-"""Which weights: all; kernels but the head's; the head's, the last Dense layer's kernel and bias; all but depthwise."""
+"""Which weights: all; kernels but the head's; kernel and bias of the head, the last Dense layer; all but depthwise."""
 
 PLACES = {
     "in_network": "the network",

@@ -74,7 +74,7 @@ def search(arguments: argparse.Namespace) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     ends = [*zip(arguments.lowest, arguments.highest, strict=False)]
     if len(arguments.lowest) != len(arguments.highest):
-        raise UserError("--from and --to should be there equally often")
+        raise UserError("there should be as many --from as --to")
     lines = line.lines(settings, arguments.target, arguments.over, ends, arguments.per_decade)
     trials = arguments.trials
     if trials is None and len(arguments.over) > 1:
@@ -266,9 +266,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND",
-        help="another kind on the same line, or KEY.KIND, searched with it; may be there several times",
+        help="another kind on the same line, or KEY.KIND, searched with it; may be repeated",
     )
-    command.add_argument("--seeds", type=_seeds, default=3, metavar="N", help="how many seeds the best gets; 3")
+    command.add_argument(
+        "--seeds", type=_seeds, default=3, metavar="N", help="number of seeds for the best strength; 3 by default"
+    )
     command.add_argument(
         "--per-decade", type=int, choices=(1, 2, 3), default=2, help="strengths: 1; 1 and 3; or 1, 2 and 5"
     )
@@ -281,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--apply", action="store_true", help="set the best in params.yaml")
     add_place(command)
     command = add("watch", watch, "draw the curves of the runs in the browser while they train")
-    command.add_argument("--port", type=int, default=0, metavar="N", help="of this machine; by default a free one")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="port to listen on; by default a free one")
     add("table", table, "show the table of the last report")
     command = add("show", show, "compare experiments and commits in a table")
     command.add_argument(
@@ -290,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=3,
         metavar="N",
-        help="of the last N commits with other results; by default 3",
+        help="show the last N commits whose results differ; by default 3",
     )
     command.add_argument(
         "--sort", choices=("val", "test", "name"), help="the best on validation or test first, or by name"

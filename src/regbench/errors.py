@@ -16,10 +16,10 @@ class UserError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
 
-    A full disk and a folder that can't be written are the user's to mend as well.
+    It says in words, too, that a disk is full or that a folder can't be written.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # class names may have letters that a terminal has not
+        stream.reconfigure(errors="backslashreplace")  # class names may have letters that a terminal can't show
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped (SIGTERM); `make repro` continues from here"))
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         # Ask Linux to end this stage with the DVC that started it: else the next DVC's stage would run beside it.

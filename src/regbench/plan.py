@@ -5,8 +5,8 @@ after every edit, which takes a second. Where a plan comes out the same, nothing
 
     plans/prepare.json          which images; the code that reads and writes them
     plans/l2-0/train.json       one run: settings, regularizer, the code it uses, a user's own network and the weights
-                                that it starts from among it, versions of TensorFlow and Keras
-    plans/l2-0/evaluate.json    what is measured of it, and the code that does it
+                                that it starts from among it, versions of TensorFlow, Keras and NumPy
+    plans/l2-0/evaluate.json    what is measured of it, the code that does it, and the same versions and SciPy's
     plans/report.json           which runs are compared, what a step of each kind costs, and the code that does it
 
 A plan is also the record of a run for people: one reads there what `l2-0` was. `train` takes its settings from its plan
@@ -46,7 +46,7 @@ COSTS = Path("benchmarks/results.json")
 """What `make bench` has measured; its part `kinds` has the time of a step of each kind, where that without one is 1."""
 
 OUTPUTS = (FOLDER, Path("prepared"), Path("runs"), Path("plots"), Path("metrics"))
-"""Folders that the pipeline writes; DVC empties them before a stage runs."""
+"""Folders that the pipeline writes. DVC deletes a stage's outputs in them before the stage runs."""
 
 
 def write(settings: Params, folder: Path = FOLDER) -> list[Path]:

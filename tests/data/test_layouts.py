@@ -153,7 +153,7 @@ UNCLEAR = {
     "nothing": ({".": 0}, ["two or more classes", "no folders"]),
     "only images": ({".": 3}, ["two or more classes"]),
     "empty classes": (CLASSES | {"eel": 0, "fox": 0}, ["eel holds no images", "fox holds no images"]),
-    "unknown classes in test": (SPLITS | {"test/zebra": 1}, ["classes that the training split has not: zebra"]),
+    "unknown classes in test": (SPLITS | {"test/zebra": 1}, ["classes that the training split does not have: zebra"]),
 }
 
 

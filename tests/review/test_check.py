@@ -116,7 +116,7 @@ def test_trained_but_not_reported(repository):
     found = check.check()
     for run in ("none-0", "l2-0"):
         for path in ("history.csv", "evaluation"):
-            assert f"report: report.json was made of another runs/{run}/{path} than dvc.lock has" in found
+            assert f"report: report.json was made of a different runs/{run}/{path} from the one in dvc.lock" in found
 
 
 @pytest.mark.parametrize("path", RESULTS)
@@ -124,7 +124,9 @@ def test_results_edited_by_hand(repository, path):
     file = repository.folder / path
     file.write_bytes(file.read_bytes().replace(b"0.5", b"0.6") + b"\n")
     repository.commit("better numbers")
-    assert f"report: {path} is another than dvc.lock has: edited, or taken from another commit" in check.check()
+    assert (
+        f"report: {path} differs from the one in dvc.lock: it was edited, or taken from another commit" in check.check()
+    )
     file.unlink()
     assert f"report: {path} is missing" in check.check()
 
@@ -134,8 +136,8 @@ def test_report_and_lock_of_another_commit(repository):
     repository.run("git", "checkout", "-q", "main", "--", "dvc.lock")
     repository.run("git", "commit", "-qm", "dvc.lock of main")
     found = check.check()
-    assert "report: report.md is another than dvc.lock has: edited, or taken from another commit" in found
-    assert "report: report.json was made of another runs/l2-0/evaluation than dvc.lock has" in found
+    assert "report: report.md differs from the one in dvc.lock: it was edited, or taken from another commit" in found
+    assert "report: report.json was made of a different runs/l2-0/evaluation from the one in dvc.lock" in found
 
 
 def test_a_stage_that_ran_on_another_output_than_dvc_lock_has(repository):
@@ -143,7 +145,7 @@ def test_a_stage_that_ran_on_another_output_than_dvc_lock_has(repository):
     place = lock.index("- path: prepared/test", lock.index("evaluate@l2-0:"))
     md5 = lock.index("md5: ", lock.index("hash: md5", place)) + len("md5: ")
     repository.write("dvc.lock", lock[:md5] + "0123456789abcdef0123456789abcdef" + lock[md5 + 32 :])
-    assert "evaluate@l2-0: ran on another prepared/test than dvc.lock has" in check.check()
+    assert "evaluate@l2-0: ran on a different prepared/test from the one in dvc.lock" in check.check()
 
 
 @pytest.mark.parametrize(
@@ -152,17 +154,17 @@ def test_a_stage_that_ran_on_another_output_than_dvc_lock_has(repository):
         (
             "exec python stages/train.py",
             "python stages/train.py",
-            "train@l2-0: dvc.yaml has another command than it ran with",
+            "train@l2-0: its command in dvc.yaml is not the one that it ran with",
         ),
         (
             "    deps: [plans/prepare.json]",
             "    deps: [plans/prepare.json, images]",
-            "prepare: dvc.yaml lists other deps or outs than it ran with",
+            "prepare: its deps or outs in dvc.yaml are not those that it ran with",
         ),
         (
             '    outs: ["runs/${key}/evaluation"]',
             '    outs: ["runs/${key}/evaluation", "runs/${key}/more"]',
-            "evaluate@none-0: dvc.yaml lists other deps or outs than it ran with",
+            "evaluate@none-0: its deps or outs in dvc.yaml are not those that it ran with",
         ),
     ],
 )

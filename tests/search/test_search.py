@@ -241,7 +241,7 @@ def test_messages_name_the_command(capsys):
         (["l2", "--from", "1", "--to", "2", "--seeds", "1"], "'1' is not allowed; it should be a whole number from 2"),
         (["l2", "--from", "2", "--to", "1"], "--from 2 --to 1 is not allowed"),
         (["l2", "l1", "weight_decay", "--from", "1", "--from", "2", "--to", "3", "--to", "4"], "once for each of 3"),
-        (["l2", "--from", "1", "--from", "2", "--to", "3"], "should be there equally often"),
+        (["l2", "--from", "1", "--from", "2", "--to", "3"], "there should be as many --from as --to"),
         (["l2", "l1", "--over", "orthogonal", "--from", "1", "--to", "2"], "--over joins one line"),
         (["l2", "reg.l2", "--from", "1e-3", "--to", "1e-2"], "each line can be searched once"),
         (["l22", "--from", "1e-3", "--to", "1e-2"], "l22 is neither a key under reg"),

@@ -52,7 +52,7 @@ def load(split: str, folder: str | Path = "prepared") -> Split:
         labels = _checked(folder / "labels.npy", shape[:1], np.int64, info["sha256"]["labels"])
         classes = info["classes"]
         if not classes or not all(isinstance(name, str) for name in classes) or labels.max() >= len(classes):
-            raise ValueError(f"{folder / 'split.json'} is damaged: it has not the classes of the labels")
+            raise ValueError(f"{folder / 'split.json'} is damaged: it does not name the classes of all labels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is damaged or missing ({error}); run `dvc repro -f prepare`") from None
     return Split(images, labels, info)

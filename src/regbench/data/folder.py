@@ -310,7 +310,7 @@ def _images_by_class(split: Folder, classes: Sequence[str], needed: bool) -> lis
     """
     if unknown := [name for name in split.folders if name not in classes]:
         raise UserError(
-            f"data.dataset: {split} has classes that the training split has not: {listed(unknown, LINES)}. "
+            f"data.dataset: {split} has classes that the training split does not have: {listed(unknown, LINES)}. "
             "Rename them, or move them away"
         )
     problems, by_class = [_broken(file) for file in split.own_files if not file.exists()], []

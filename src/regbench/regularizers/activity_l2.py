@@ -1,4 +1,4 @@
-"""strength · Σa², in the loss, a being the inputs of the head of one image, mean over the images of a step.
+"""strength · Σa², in the loss, where a is the input of the head for one image; averaged over the images of a step.
 
 It keeps the features small that the head, the last Dense layer, reads. They can't grow without bound to make the logits
 more certain. It acts on what the network computes, not on weights, so reg loss does not count it; in history.csv it is

@@ -1,4 +1,4 @@
-"""Sets the share `strength` of the head's inputs to zero, others in each image and step, and scales up the rest.
+"""Sets the share `strength` of the head's inputs to zero, drawn for each image and step, and scales up the rest.
 
 The head, the last Dense layer, can't rely on single features. In evaluation nothing is dropped.
 

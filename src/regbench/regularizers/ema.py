@@ -6,7 +6,7 @@ training are of the weights. Batch normalization's statistics fit the averages o
 0.
 
 Source: B. Polyak, A. Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
-Usual strengths: 0.9 to 0.9999; 1 / (1 − strength) steps count, so fewer for short trainings.
+Usual strengths: 0.9 to 0.9999; the average covers about 1 / (1 − strength) steps, so take less for short trainings.
 Equals `keras.optimizers.SGD(use_ema=True, ema_momentum=strength)`. timm: `--model-ema --model-ema-decay`; PyTorch:
 `torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(strength))`.
 """

@@ -1,6 +1,6 @@
 """Adds noise to each pixel of the network's input, from a normal distribution of standard deviation `strength`.
 
-Pixels are scaled to −1 to 1 before, so 0.1 is a twentieth of their range. The noise is another one in each step; in
+Pixels are scaled to −1 to 1 before, so 0.1 is a twentieth of their range. New noise is drawn in each step; in
 evaluation there is none. For small noise it acts like a penalty on the network's derivative by its input.
 
 Source: C. M. Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", 1995.

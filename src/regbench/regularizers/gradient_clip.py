@@ -1,4 +1,4 @@
-"""Shortens the gradient of a step to length `strength` where it is longer, the norm over all weights.
+"""Shortens the gradient of a step to length `strength` if it is longer; the length is the norm over all weights.
 
 A rare batch with a huge gradient can't throw the weights far off. Penalties are part of the gradient. The smaller the
 strength, the stronger it acts; 0 is no regularizer. Where nearly all gradients are longer, all steps have the same

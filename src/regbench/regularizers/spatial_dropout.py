@@ -1,7 +1,7 @@
 """Sets the share `strength` of the channels before the last convolution to zero, whole maps of an image at once.
 
-Neighbouring pixels of a map say nearly the same, so single dropped ones are made up for by the others; a dropped map is
-not. The last convolution, depthwise ones aside, can't rely on single channels. Behind it, before the mean over the map,
+Neighbouring pixels of a map are nearly the same, so the network can replace a single dropped pixel, but not a dropped
+map. The last convolution, depthwise ones aside, can't rely on single channels. Behind it, before the mean over the map,
 the same would be `dropout`. In evaluation nothing is dropped.
 
 Source: J. Tompson et al., "Efficient Object Localization Using Convolutional Networks", 2015, arXiv 1411.4280.

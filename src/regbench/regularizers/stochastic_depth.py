@@ -1,4 +1,4 @@
-"""Leaves out residual branches, others for each image and step: the last with probability `strength`.
+"""Leaves out residual branches at random, drawn for each image and step: the last with probability `strength`.
 
 The probability rises linearly over the network's L shortcuts: branch l is left out with probability strength · l / L,
 and scaled up where it stays. Only its shortcut is left then, so a deep network trains as many shallow ones. In

@@ -1,7 +1,7 @@
 """Is the difference real? Intervals and tests, each with its formula; all intervals are of 95 %.
 
-Accuracies are counts: correct images of so many. Means and spreads over seeds are computed from the integers, so that
-equal differences are equal.
+Accuracies are counts: how many images are right, out of how many. Means and spreads over seeds are computed from the
+integers, so that equal differences are equal.
 """
 
 import math
@@ -183,7 +183,7 @@ def residual(table: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def power(difference: float, spread: float, seeds: int, images: float = 0.0) -> float:
-    """The chance that so many seeds call a true difference one, at 5 %.
+    """The probability that a test with this number of seeds finds a true difference, at 5 %.
 
     Args:
         difference: the true one.
@@ -195,7 +195,7 @@ def power(difference: float, spread: float, seeds: int, images: float = 0.0) -> 
     seeds = _whole(seeds, "seeds", 2)
     if not spread > 0:
         raise ValueError(f"a spread should be above 0, not {spread}")
-    # The spread that so many seeds will show is not known; this is the mean over its distribution, chi-squared.
+    # The spread that these seeds will show is not known; this is the mean over its distribution, chi-squared.
     nodes, weights = np.polynomial.legendre.leggauss(64)
     shown = spread * np.sqrt(special.chdtri(seeds - 1, (1 - nodes) / 2) / (seeds - 1))
     half = np.hypot(_t(seeds - 1) * shown / math.sqrt(seeds), _z() * images)
@@ -207,12 +207,12 @@ def power(difference: float, spread: float, seeds: int, images: float = 0.0) -> 
 def seeds_needed(
     difference: float, spread: float, images: float = 0.0, chance: float = POWER, most: int = MOST_SEEDS
 ) -> int | None:
-    """How many seeds call a true difference one with the chance wanted; None where `most` do not."""
+    """How many seeds find a true difference with probability `chance`; None where `most` do not."""
     return next((n for n in range(2, most + 1) if power(difference, spread, n, images) >= chance), None)
 
 
 def detectable(spread: float, seeds: int, images: float = 0.0, chance: float = POWER) -> float:
-    """The smallest true difference that so many seeds call one with the chance wanted; arguments as of `power`."""
+    """The smallest true difference that these seeds find with probability `chance`; arguments as of `power`."""
     low, high = 0.0, spread
     while power(high, spread, seeds, images) < chance:
         low, high = high, 2 * high

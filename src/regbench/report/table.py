@@ -106,7 +106,7 @@ EXPLAINED = {
 
 
 def legend(baseline: str | None, corrupted: int, found: dict[str, Row | Diverged]) -> tuple[str, str, str]:
-    """What the headings mean: in the terminal, besides in report.md's first table, and in its second.
+    """What the headings mean: of the terminal's table, the further ones of report.md's first table, and its second's.
 
     Args:
         baseline: what others are compared with; None: nothing.

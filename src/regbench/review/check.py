@@ -66,14 +66,14 @@ def _stale(settings: Params, plans: dict[str, dict], lock: dict[str, Stage]) -> 
         stage = lock[name]
         if name in declared:
             if stage.cmd != declared[name].cmd:
-                yield f"{name}: dvc.yaml has another command than it ran with"
+                yield f"{name}: its command in dvc.yaml is not the one that it ran with"
             if (set(stage.deps), set(stage.outs)) != (declared[name].deps, declared[name].outs):
-                yield f"{name}: dvc.yaml lists other deps or outs than it ran with"
+                yield f"{name}: its deps or outs in dvc.yaml are not those that it ran with"
         for path, md5 in stage.deps.items():
             if path in planned and md5 != planned[path]:
                 yield f"{name}: its plan has changed since ({path})"
             elif path in made and md5 != made[path]:
-                yield f"{name}: ran on another {path} than dvc.lock has"
+                yield f"{name}: ran on a different {path} from the one in dvc.lock"
     yield from _stale_files(lock)
     yield from _stale_report(settings, lock, made)
 
@@ -90,7 +90,7 @@ def _stale_files(lock: dict[str, Stage]) -> Iterator[str]:
         if not Path(path).is_file():
             yield f"report: {path} is missing"
         elif _md5(data := Path(path).read_bytes()) != md5:
-            said = f"report: {path} is another than dvc.lock has: edited, or taken from another commit"
+            said = f"report: {path} differs from the one in dvc.lock: it was edited, or taken from another commit"
             yield _conflict(path, data) or said
 
 
@@ -118,7 +118,7 @@ def _stale_report(settings: Params, lock: dict[str, Stage], made: dict[str, str 
         yield str(error)
         return
     if report.plan != lock["report"].deps.get((plan.FOLDER / "report.json").as_posix()):
-        yield f"report: {results.PATH} was made on another plan than dvc.lock has"
+        yield f"report: {results.PATH} was made from a different plan from the one in dvc.lock"
     runs = [run.key for run in settings.runs]
     if [*report.runs] != runs:
         yield f"report: {results.PATH} was made of {', '.join(report.runs)}, not of {', '.join(runs)}"
@@ -127,7 +127,7 @@ def _stale_report(settings: Params, lock: dict[str, Stage], made: dict[str, str 
         for name, md5 in found.items():
             path = f"runs/{run}/{name}"
             if path in made and made[path] != md5:
-                yield f"report: {results.PATH} was made of another {path} than dvc.lock has"
+                yield f"report: {results.PATH} was made of a different {path} from the one in dvc.lock"
 
 
 def _stale_tables() -> list[str]:

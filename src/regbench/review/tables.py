@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ ARTICLE = Path("docs/article/article.json")
 RECIPE = Path("docs/recipe.json")
 SEARCH = Path("benchmarks/search.json")
 SEEDS = Path("benchmarks/seeds.json")
+COVERAGE = Path("benchmarks/coverage.json")
 AVERAGES = Path("docs/article/32px.json")
 AT_224 = Path("docs/article/224px.json")
 BATCH_NORM = Path("docs/batch_norm/results.json")
@@ -98,6 +99,7 @@ def _comparison() -> str:
             rows.append(
                 (
                     part["processor"],
+                    part["commit"],
                     f"batch {article['batch_size']}{own}",
                     f"{part['runs']} × {_spread(article['seconds_a_run'], 0)} s",
                     f"{_spread(part['regbench_seconds'], 0)} s",
@@ -105,12 +107,13 @@ def _comparison() -> str:
                     article["ratio"]["n"],
                 )
             )
-    heading = ("processor", "the article's way with", "it takes", "regbench", "ratio", "n")
+    heading = ("processor", "commit", "the article's way with", "it takes", "regbench", "ratio", "n")
     notes = [
-        f"{where(part)}: {part['runs']} runs of {part['epochs']} epochs with batch {part['batch_size']}, regbench's "
-        f"from prepare to the table, alternating. Of its seconds, {part['prepare_seconds_of_it']:.0f} are prepare. "
-        f"`dvc repro` with nothing to do takes {_spread(part['no_op_repro_seconds'], 1)} s (n = "
-        f"{part['no_op_repro_seconds']['n']}), the report {_spread(part['report_seconds'], 1)} s."
+        f"{where(part)}: both sides alternate. regbench: {part['runs']} runs of {part['epochs']} epochs, batch "
+        f"{part['batch_size']}, from prepare to the table. By itself, prepare takes "
+        f"{part['prepare_seconds_of_it']:.0f} s (n = 1), the report {_spread(part['report_seconds'], 1)} s (n = "
+        f"{part['report_seconds']['n']}), and `dvc repro` with nothing to do "
+        f"{_spread(part['no_op_repro_seconds'], 1)} s (n = {part['no_op_repro_seconds']['n']})."
         for part in parts
     ]
     return "\n\n".join([table(heading, rows), *notes])
@@ -322,13 +325,13 @@ def _makes() -> str:
     """The default with seeds 0 to 2 on each make of processor."""
     records = [*map(_of_machine, read(SEEDS))]
     rows = [
-        (record["processor"], *_row_of_seeds(name, row))
+        (record["processor"], record["commit"], *_row_of_seeds(name, row))
         for record in records
         for name, row in record["results"][0]["rows"].items()
     ]
     images = records[0]["results"][0]["images"]
     notes = [f"n = 3 seeds, {images:,} test images.", *(f"{where(record)}." for record in records)]
-    return f"{table(('processor', *SEEDS_HEADING), rows)}\n\n{' '.join(notes)}"
+    return f"{table(('processor', 'commit', *SEEDS_HEADING), rows)}\n\n{' '.join(notes)}"
 
 
 SEEDS_HEADING = ("regularizer", "test accuracy, % [95 %]", "sd", "difference to none, points", "p", "verdict")
@@ -347,8 +350,9 @@ def _recipe(part: str) -> str:
 
 
 def _as_measured(part: dict[str, Any]) -> str:
-    """A table that stands in JSON as it does in the page."""
-    return f"{part['note']}; {where(part)}.\n\n{table(tuple(part['heading']), part['rows'])}"
+    """A table that stands in JSON as it does in the page, below its note."""
+    made = where(part, besides=part["heading"])
+    return f"{part['note']}; {made}.\n\n{table(tuple(part['heading']), part['rows'])}"
 
 
 def _catalogue() -> str:
@@ -376,12 +380,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scale": lambda: _as_measured(_part("dvc_at_scale")),
     "gpu": lambda: _as_measured(_part("gpu")),
     "search": _search,
+    "coverage": lambda: _as_measured(_of_machine(read(COVERAGE))),
     "seeds": _seeds_apart,
     "makes": _makes,
     "averages": _averages,
     "article_at_224": _article_at_224,
     "batch_norm": _batch_norm,
     "study": _study,
+    "ten_epochs": lambda: _recipe("ten_epochs"),
+    "misled": lambda: _recipe("misled"),
     "recipe": lambda: _recipe("none"),
     "recipe_of_l1": lambda: _recipe("l1"),
     "tried": lambda: _recipe("tried"),
@@ -429,11 +436,15 @@ def table(heading: tuple[str, ...], rows: list[tuple]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def where(made: dict[str, Any]) -> str:
-    """Machine, date and commit of a measurement."""
+def where(made: dict[str, Any], besides: Sequence[str] = ()) -> str:
+    """Machine, date and commit of a measurement; without those of `besides`, a table's headings."""
     date = datetime.date.fromisoformat(made["date"])
-    commit = f", commit {made['commit']}" if made.get("commit") else ", version 0.1's code"
-    return f"{made['processor']}, {made['cores']} cores, {made.get('gpu') or 'no GPU'}; {date.day} {date:%B %Y}{commit}"
+    said = f"{date.day} {date:%B %Y}"
+    if "machine" not in besides:
+        said = f"{made['processor']}, {made['cores']} cores, {made.get('gpu') or 'no GPU'}; {said}"
+    if "commit" not in besides:
+        said += f", commit {made['commit']}" if made.get("commit") else ", version 0.1's code"
+    return said
 
 
 def _seeds(report: Report) -> str:

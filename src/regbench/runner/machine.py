@@ -26,7 +26,7 @@ BYTES_OF_CUDA = 0.75 * GIB
 
 
 def jobs(settings: Params, missing: int) -> int:
-    """How many of `missing` runs to train at a time: as many as cores, as far as memory goes.
+    """How many of `missing` runs to train at a time: one for each core, as far as memory allows.
 
     A run on a GPU waits for its core to start operations, and leaves the GPU idle meanwhile. So up to `RUNS_A_GPU` runs
     share one, as far as its free memory goes. Where there are several GPUs, each run uses all of them.
@@ -38,7 +38,7 @@ def jobs(settings: Params, missing: int) -> int:
 
 
 def jobs_at_the_end(settings: Params, missing: int, at_a_time: int) -> int:
-    """How many of the last runs go at once, where those left over for a last round join the round before it.
+    """How many of the last runs to train at a time: those that would be left over for a last round join the one before.
 
     `at_a_time` is what `jobs` says.
 

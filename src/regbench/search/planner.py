@@ -8,8 +8,9 @@ DVC's cache holds, and no file of its own has to be true.
 3. The best and the next ones tried on either side, with two seeds, then four, and so on, to all. One that is worse than
    the best beyond its interval is dropped.
 
-It is successive halving (K. Jamieson, A. Talwalkar, 2016) that knows that strengths beside each other do alike. With
-three axes or more, or on demand, `proposals` takes the place of the first two steps, and the best few go on.
+This is successive halving (K. Jamieson, A. Talwalkar, 2016). It also assumes that neighbouring strengths give similar
+accuracies. With three axes or more, or on demand, `proposals` takes the place of the first two steps, and the best few
+go on.
 """
 
 import itertools
@@ -23,16 +24,16 @@ from regbench.report import statistics
 from regbench.search import proposals
 
 EVERY = 3
-"""The first round trains one of so many strengths; the second trains what lies between, beside the best."""
+"""The first round trains every third strength; the second trains those between, beside the best."""
 
 SHARE = 0.4
 """The largest share of a full grid's trainings."""
 
 SMALLEST_GRID = 9
-"""A smaller grid is taken to have so many strengths, or its share would not reach the last round."""
+"""A smaller grid gets the budget of a grid with nine strengths. Its own would end before the last round."""
 
 FINALISTS = 3
-"""Of the proposed points, so many get a second seed."""
+"""How many of the proposed points get a second seed."""
 
 Point = tuple[int, ...]
 """A place on each axis: which of its strengths."""

@@ -10,13 +10,13 @@ from regbench.networks import layers
 
 
 class PopulationStatistics:
-    """Computes batch normalization's averages anew, over training images at fixed weights.
+    """Recomputes batch normalization's averages over training images, at fixed weights.
 
     The moving averages of training are of the last steps' weights, not of these. The faster weights change, the further
-    they lag behind: the more a penalty shrinks them, the worse a model looks that is not worse. So after each epoch,
-    before validation, the averages are computed anew over `train.batch_norm_images` training images. Training does not
-    read them and goes on as it would. Those that training does read are left alone: of frozen layers, and of batch
-    renormalization.
+    the averages lag behind. So a penalty that shrinks weights makes a model look worse than it is. Therefore, after
+    each epoch and before validation, the averages are recomputed over `train.batch_norm_images` training images.
+    Training does not read them and goes on as it would. Averages that training does read are left alone: those of
+    frozen layers and of batch renormalization.
 
     Y. Wu, J. Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576).
 
@@ -30,7 +30,7 @@ class PopulationStatistics:
         plan: of the run.
 
     Attributes:
-        moving: the moving averages of training at the end of an epoch, while the model has those computed anew.
+        moving: the moving averages of training at the end of an epoch, while the model has the recomputed ones.
     """
 
     def __init__(self, model: keras.Model, training: arrays.Split, validation: arrays.Split, plan: dict):
@@ -50,7 +50,7 @@ class PopulationStatistics:
         self.reading = plan["train"].moving_averages
         self.validation, self.logits = validation, tf.function(self._logits)
         self.moving = [tf.Variable(average.value) for average in self._averages()] if self.reading else []
-        # What is computed anew after each epoch need not be updated at each of its steps.
+        # What is recomputed after each epoch need not be updated at each of its steps.
         self._keep_averages(self.reading or not self.batches)
 
     def _averages(self) -> list[keras.Variable]:
@@ -81,7 +81,7 @@ class PopulationStatistics:
                 average.assign(kept.value())
 
     def refresh(self, epoch: int) -> None:
-        """Compute them from the first batches of this epoch; do nothing where params do not ask for it."""
+        """Recompute them from the first batches of this epoch; do nothing where params do not ask for it."""
         if not self.batches or not self.layers:
             return
         before = {id(average): average.numpy() for average in self._averages()}
