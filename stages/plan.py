@@ -12,7 +12,10 @@ from regbench import errors, params, plan
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    plan.write(params.load())
+    settings = params.load()
+    plan.write(settings)
+    for note in plan.notes(settings):
+        print(note)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ TWELVE = {
 """Lines of many kinds, for `report_plan`."""
 
 
-def report_plan(reg=None, seeds=(0,), baseline="none", costs=None):
+def report_plan(reg=None, seeds=(0,), baseline="none", costs=None, validates_on_test=False):
     """A plan as `plan.read("plans/report.json")` returns it, of `{name: (kind, strength), or several of these}`.
 
     Its file is written too.
@@ -52,6 +52,7 @@ def report_plan(reg=None, seeds=(0,), baseline="none", costs=None):
         "epochs": 3,
         "reg": {name: Regularizer(name, terms[name]) for name in reg},
         "seeds": list(seeds),
+        "validates_on_test": validates_on_test,
         "report": Report(baseline=baseline),
         "costs": costs or {},
     }

@@ -20,12 +20,22 @@ def main(arguments: list[str] | None = None) -> None:
 
     def call() -> None:
         check_code()
+        # The others need no project, a model's path will do.
+        if chosen.call not in (list_, predict, export):
+            check_project()
         chosen.call(chosen)
 
     try:
-        errors.run(call)
+        # What predicts or exports has nothing to continue.
+        errors.run(call, *(["interrupted"] if chosen.call in (predict, export, show) else []))
     except BrokenPipeError:  # whoever read the output has stopped; a line more would fail again
         os._exit(1)
+
+
+def check_project() -> None:
+    """Raise a `UserError` in a folder that is not a project's."""
+    if not Path("dvc.yaml").exists():
+        raise UserError(f"{Path.cwd()} is not the folder of a regbench project: it has no dvc.yaml")
 
 
 def check_code() -> None:

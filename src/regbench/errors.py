@@ -13,7 +13,7 @@ class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], interrupted: str = "interrupted; `make repro` continues from here") -> None:
     """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
 
     It says in words, too, that a disk is full or that a folder can't be written.
@@ -34,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(f"error: {message}")
         raise
     except KeyboardInterrupt:
-        print("\ninterrupted; `make repro` continues from here", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -48,6 +48,8 @@ def in_words(error: Exception) -> str | None:
         return (
             f"no space is left for {where} ({error.strerror or error}). Free some and run again; it continues from here"
         )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno == errno.EROFS:
+        return f"{where} can't be written: it is on a read-only file system"
+    if error.errno in (errno.EACCES, errno.EPERM):
         return f"{where} can't be written or read ({error.strerror}). Change its permissions and run again"
     return None

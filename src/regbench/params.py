@@ -274,7 +274,8 @@ def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | No
     if len(problems) > before:
         return None
     if scope and not any(kinds[kind].scope for kind in strengths):
-        problems.append(f"{key}.scope: {' and '.join(strengths)} act on no weights, so there is nothing to choose")
+        act = "act" if len(strengths) > 1 else "acts"
+        problems.append(f"{key}.scope: {' and '.join(strengths)} {act} on no weights, so there is nothing to choose")
         return None
     terms = (
         Term(kind, float(strength), kinds[kind].scope and (scope or kinds[kind].scope))
@@ -361,10 +362,17 @@ def _show(value: Any) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe subset, with two repairs: `5e-05` is a number, and no key may be there twice.
+    """YAML's safe subset, with three repairs: `5e-05` is a number, `010` is none, and no key may be there twice.
 
-    DVC writes `-S reg.l2=0.00005` as 5e-05, a number in YAML 1.2 and a string to PyYAML (dvc#5971).
+    DVC writes `-S reg.l2=0.00005` as 5e-05, a number in YAML 1.2 and a string to PyYAML (dvc#5971). It takes 010 for
+    ten, as YAML 1.2 does, and PyYAML for eight.
     """
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if not re.fullmatch(r"[-+]?(0|[1-9]\d*)", node.value):
+            words = f"{node.value} means different numbers to different programs; write it in decimals"
+            raise yaml.constructor.ConstructorError(None, None, words, node.start_mark)
+        return super().construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -380,6 +388,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )

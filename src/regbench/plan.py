@@ -49,6 +49,16 @@ OUTPUTS = (FOLDER, Path("prepared"), Path("runs"), Path("plots"), Path("metrics"
 """Folders that the pipeline writes. DVC deletes a stage's outputs in them before the stage runs."""
 
 
+def notes(settings: Params) -> Iterator[str]:
+    """What is allowed, but seldom meant."""
+    train = settings.train
+    if train.warmup_epochs + train.cooldown_epochs > train.epochs:
+        yield (
+            "note: warm-up and cool-down are longer than train.epochs, so the learning rate stays below "
+            f"train.learning_rate, {train.learning_rate:g}"
+        )
+
+
 def write(settings: Params, folder: Path = FOLDER) -> list[Path]:
     """Write every plan that `settings` ask for, and remove those they no longer ask for.
 
@@ -169,6 +179,7 @@ def _report(settings: Params) -> dict:
         "epochs": settings.train.epochs,
         "reg": {name: _terms(line) for name, line in settings.reg.items()},
         "seeds": list(settings.seeds),
+        "validates_on_test": settings.data.validation_images == "test",
         "freeze": settings.model.freeze,
         "report": settings.report.model_dump(mode="json"),
         "costs": _costs({term.kind for line in settings.reg.values() for term in line.terms}),

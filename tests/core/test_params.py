@@ -83,6 +83,11 @@ def test_strengths_as_dvc_writes_them(tmp_path, written):
     assert [term.strength for term in load(tmp_path, text).reg["l2"].terms] == [float(written)]
 
 
+@pytest.mark.parametrize("written", ["010", "0x10", "1_000", "0b1", "1:30"])
+def test_numbers_that_programs_read_differently_are_refused(tmp_path, written):
+    assert any(f"{written} means different numbers" in it for it in problems(tmp_path, f"seeds: [{written}]"))
+
+
 def test_a_line_means_the_same_under_any_name(tmp_path):
     text = changed().replace("  l2: 0.001", "  l2: 0.001\n  ridge: {l2: 0.001}\n  elastic: {l1: 1e-5, l2: 1e-4}")
     reg = load(tmp_path, text).reg

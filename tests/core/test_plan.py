@@ -111,6 +111,14 @@ def test_what_a_run_does_not_use_is_not_in_its_plan(settings):
     assert changed == {"prepare.json", "report.json", *(f"{run}-0/evaluate.json" for run in ("none", "l1", "l2"))}
 
 
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "cooldown", "noted"), [(1, 2, 0, 1), (4, 2, 2, 0), (4, 2, 3, 1), (2, 2, 0, 0)]
+)
+def test_a_learning_rate_that_is_never_reached_is_noted(settings, epochs, warmup, cooldown, noted):
+    chosen = {"train.epochs": epochs, "train.warmup_epochs": warmup, "train.cooldown_epochs": cooldown}
+    assert len([*plan.notes(settings(**chosen))]) == noted
+
+
 @pytest.mark.slow
 def test_costs_of_the_kinds_in_use_are_in_the_reports_plan(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "COSTS", tmp_path / "results.json")

@@ -127,7 +127,7 @@ def test_huge_deep_and_float_images(tmp_path, capfd):
     with pytest.raises(UserError, match=r"bomb\.png can't be read as an image \(Image size \(400000000 pixels\)"):
         folder.find(str(tmp_path))
     (tmp_path / "a/bomb.png").unlink()
-    for mode, colour in (("F", 0.5), ("I", 100_000), ("I", -1)):
+    for mode, colour in (("F", 0.5), ("I", 100_000), ("I", -1), ("I", 200)):
         draw(tmp_path / "a/zz.tif", mode, colour=colour)
         with pytest.raises(UserError, match=r"zz\.tif can't be read as an image \(its values are .*8 and 16 bits"):
             read(tmp_path)
@@ -148,6 +148,35 @@ def test_rotated_and_animated_images(tmp_path):
     assert (turned[:18] > 200).all() and (turned[22:] < 50).all()
     assert moving.shape == (40, 30, 3) and abs(int(moving.mean()) - 10) <= 1
     assert (pages == 10).all()
+
+
+@pytest.mark.parametrize(("orientation", "suffix"), [(5, "jpg"), (6, "tif"), (8, "tif"), (9, "jpg")])
+def test_equal_sizes_with_an_orientation(tmp_path, orientation, suffix):
+    """Known before an image is read, and the same then; EXIF knows 1 to 8."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for index in range(6):
+        draw(tmp_path / f"{'ab'[index % 2]}/{index}.{suffix}", "L", (24, 16), colour=100 + index, exif=exif)
+    shape = (16, 24) if orientation == 9 else (24, 16)
+    assert folder.find(str(tmp_path)).shape == shape
+    assert {image.shape for image in read(tmp_path)} == {(*shape, 1)}
+
+
+def test_hidden_folders_of_images_are_named(tmp_path):
+    two_classes(tmp_path)
+    draw(tmp_path / ".net/0.png", "L")
+    (tmp_path / ".cache").mkdir()
+    source = folder.find(str(tmp_path))
+    assert source.classes == ("a", "b")
+    assert [note for note in source.notes if "dot" in note] == [
+        f"left out: {tmp_path / '.net'}, since its name starts with a dot"
+    ]
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/photos", "/" + "x" * 300])
+def test_names_of_no_folder(name):
+    with pytest.raises(UserError, match=r"data\.dataset: .* is no folder"):
+        folder.find(name)
 
 
 def test_damaged_metadata_does_not_warn(tmp_path):

@@ -99,6 +99,13 @@ def test_hidden_labels_are_no_test_set(tfds_home):
     assert source.notes == ("left out: the split test (6 images), whose labels are hidden",)
 
 
+@pytest.mark.parametrize("name", ["imdb_reviews", "coco/2017"])
+def test_what_is_no_image_classification_is_not_downloaded(name, capfd):
+    with pytest.raises(UserError, match=f"{name} is not a dataset of image classification; its features are "):
+        prepare.find(name)
+    assert "downloads" not in capfd.readouterr().out
+
+
 def test_names_nobody_knows():
     with pytest.raises(UserError, match="did you mean cifar10"):
         prepare.find("cifer10")

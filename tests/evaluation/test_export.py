@@ -176,6 +176,23 @@ def test_the_examples_of_the_page(trained, monkeypatch, capsys):
     assert re.search(r"^\['(\w+)', '\1'\]$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_model_behind_a_link_is_named_after_its_run(trained, tmp_path, monkeypatch):
+    """As in a project whose DVC cache is of type symlink."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/l2-0").mkdir(parents=True)
+    link = Path("runs/l2-0/model.keras")
+    link.symlink_to(trained / link)
+    assert export.place(link, "tflite") == Path("exports/l2-0.tflite")
+
+
+def test_a_model_that_diverged_is_not_exported(trained, tmp_path):
+    model = keras.saving.load_model(trained / "runs/l2-0/model.keras", compile=False)
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(UserError, match="is of a run that diverged; it has no answers"):
+        export.export(tmp_path / "model.keras", "tflite", tmp_path / "model.tflite")
+
+
 def test_the_command(trained):
     command = [sys.executable, "-m", "regbench", "export", "l2-0", "--to", "tflite"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}

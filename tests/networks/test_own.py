@@ -76,7 +76,14 @@ WRONG = {
         own.text(own.BODY.replace("8, 3", "10, 3").replace(f"{DENSE}(x)", "x")),
         r"should end in a head, keras.layers.Dense\(10\), .*; it has no Dense layer",
     ),
-    "softmax": (own.text(own.BODY.replace('"float32"', '"float32", activation="softmax"')), "leave the softmax out"),
+    "softmax": (
+        own.text(own.BODY.replace('"float32"', '"float32", activation="softmax"')),
+        "has the activation softmax; leave it out",
+    ),
+    "sigmoid": (
+        own.text(own.BODY.replace('"float32"', '"float32", activation="sigmoid"')),
+        "has the activation sigmoid",
+    ),
     "a penalty": (own.text(own.BODY.replace("strides=4", 'strides=4, kernel_regularizer="l2"')), "name it under reg:"),
     "a constraint": (
         own.text(own.BODY.replace("strides=4", 'strides=4, kernel_constraint="non_neg"')),
@@ -117,6 +124,10 @@ WRONG = {
     "an import": (
         "import no_such_thing\n\ndef build(a, b): ...\n",
         "can't be imported: .*line 1: import no_such_thing",
+    ),
+    "nothing to train": (
+        own.text(own.BODY.replace("return keras.Model(", "m = keras.Model(") + "\nm.trainable = False\nreturn m"),
+        "none of its weights is trainable",
     ),
     "arguments": (own.text("pass", arguments=""), "should take input_shape and num_classes"),
     "no function": ("build = 3\n", "should be a function; it is 3"),

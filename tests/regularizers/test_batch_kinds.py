@@ -220,6 +220,12 @@ def test_random_crop_refuses_what_it_cannot_do(settings, plan_of, tmp_path):
         too_wide.train_on_batch(noise(2).astype(np.uint8), np.arange(2))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
+def test_rand_augment_refuses_single_pixels(shape):
+    with pytest.raises(UserError, match=f"^rand_augment: images of {shape[0]}×{shape[1]} pixels are too small"):
+        through(layer("rand_augment", 5), noise(4, *shape), own_class(4))
+
+
 def affine(*matrix):
     return lambda image: image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 

@@ -79,6 +79,16 @@ def test_a_run_that_ended_early_by_a_kind_that_acts_on_no_weights(tmp_path, monk
     assert results.read().rows["early_stopping"].test.n == 2
 
 
+def test_validation_on_test_images_picks_nothing(written, capsys):
+    report = written(validates_on_test=True)
+    assert report.pick is None
+    assert not any("picks" in sentence for sentence in report.verdicts)
+    said = "Validation images are the test images here, so validation can't choose between regularizers."
+    assert said in report.verdicts
+    assert "picked by validation" not in Path("report.md").read_text()
+    assert capsys.readouterr().out == "report.md: none, l1, l2, 1 seed\n"
+
+
 def test_the_same_again_byte_for_byte(written):
     written(seeds=[0, 1])
     first = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

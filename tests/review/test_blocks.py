@@ -1,5 +1,6 @@
 """The tables that are filled from committed JSON."""
 
+import json
 import shutil
 
 import pytest
@@ -55,6 +56,24 @@ def test_tables_are_of_the_report_also_after_a_change_of_params(pages, change):
     params.write_text(text.replace(*change))
     assert list(blocks.stale()) == []
     assert blocks.fill() == [] and "| l1, 0.001 |" in (pages / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: report.update(dataset="./photos"),
+        lambda report: report["rows"]["l2"].update(strengths=[0.5]),
+        lambda report: report["rows"].update(l2={"diverged": [[0, 1]]}),
+        lambda report: report["rows"].pop("l2"),
+    ],
+)
+def test_only_what_the_article_did_stands_beside_it(pages, change):
+    report = json.loads((pages / "report.json").read_text())
+    change(report)
+    (pages / "report.json").write_text(json.dumps(report))
+    blocks.fill()
+    text = (pages / "docs/article/README.md").read_text()
+    assert "| l2 | 59.5% | – | 0.5044 | – |" in text
 
 
 def test_text_outside_of_blocks_stays(pages):

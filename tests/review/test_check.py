@@ -8,7 +8,7 @@ import scratch
 
 from regbench.errors import UserError
 from regbench.params import ParamsError
-from regbench.review import check
+from regbench.review import blocks, check
 
 pytestmark = [pytest.mark.slow, pytest.mark.dvc]
 
@@ -52,6 +52,28 @@ def test_results_that_are_not_committed(repository):
     repository.run("git", "add", "--all")
     assert check.check() == found
     repository.commit("l2: 0.5")
+    assert check.check() == []
+
+
+def test_tables_that_are_not_committed(repository):
+    """A clone of the commit would find them stale."""
+    page = "<!-- results -->\n<!-- /results -->\n"
+    (repository.folder / "docs").mkdir()
+    repository.write("docs/own.md", page)
+    repository.write("docs/text.md", "no table\n")
+    blocks.fill()
+    repository.commit("a page with a table")
+    assert check.check() == []
+    repository.write("docs/text.md", "another text\n")
+    repository.replace("docs/own.md", "<!-- results", "A word more.\n<!-- results")
+    assert check.check() == []
+    repository.replace("params.yaml", "l2: 0.001", "l2: 0.5")
+    repository.make(test=lambda place, seed: 220 + 30 * place)
+    blocks.fill()
+    repository.run("git", "add", "params.yaml", "dvc.lock", "report.md", "report.json", "metrics", "plots")
+    repository.run("git", "commit", "-qm", "not the tables")
+    assert check.check() == ["not committed: docs/own.md", "not committed: docs/results.json"]
+    repository.commit("the tables")
     assert check.check() == []
 
 

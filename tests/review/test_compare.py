@@ -48,6 +48,17 @@ def test_common_seeds_are_compared_whatever_their_order(version):
     assert "+5.1 [" in row and row.endswith("], n = 2 | better |")
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "said", "unsaid"),
+    [([0, 1], [0, 1], "t-test", "n = 1"), ([0], [0], "n = 1", "t-test"), ([0], [0, 1], "n = 1", "t-test")],
+)
+def test_the_test_that_was_made_is_named(version, before, now, said, unsaid):
+    first = version(seeds=before, test=lambda place, seed: 200 + seed)
+    second = version(seeds=now, test=lambda place, seed: 210 + 2 * seed)
+    words = pull_request._accuracies(compare(first, second, {}), first, second)[-1]
+    assert said in words and unsaid not in words
+
+
 def test_two_seeds_that_agree_can_tell_nothing(version):
     before = version(seeds=[0, 1], test=lambda place, seed: 200)
     now = version(seeds=[0, 1], test=lambda place, seed: 240)

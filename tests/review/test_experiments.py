@@ -61,6 +61,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = Project(tmp_path)
     made.run("git", "init", "-q", "-b", "main")
+    made.write("dvc.yaml", "stages: {}\n")
     made.put(ROWS, none=0, l2=0.001)
     made.commit("first results")
     return made
@@ -105,7 +106,14 @@ def test_the_workspace_and_what_was_not_run_yet(project):
     assert not [line for line in shown() if line.startswith("workspace")]
     project.put(ROWS, none=0, l2=0.01, l1=0.001)
     lines = shown()
-    assert lines[1:4] == ["workspace", "  reg.l2 0.001 → 0.01; +reg.l1 0.001", "  no result differs"]
+    assert lines[1:4] == ["workspace", "  reg.l2 0.001 → 0.01; +reg.l1 0.001", "  the same accuracies"]
+
+
+def test_what_validation_picks_is_what_the_report_says(project):
+    """With validation on test images it picks nothing."""
+    project.put({name: it | {"validation_pick": False} for name, it in ROWS.items()}, none=0, l2=0.001)
+    project.commit("nothing is picked")
+    assert not [row for it in experiments.revisions(commits=1) for row in it.rows.values() if row.pick]
 
 
 def test_an_experiment_that_is_in_the_workspace_is_shown_once(project):
@@ -117,6 +125,8 @@ def test_an_experiment_that_is_in_the_workspace_is_shown_once(project):
 
 
 def test_commits_of_other_results_only_and_how_many(project):
+    project.put({name: it | {"gap": 0.1} for name, it in ROWS.items()}, none=0, l2=0.001)
+    project.commit("report.json with the same accuracies")
     for strength in (0.002, 0.003):
         project.put(ROWS | {"l2": row(strength)}, none=0, l2=strength)
         project.commit(f"l2 is {strength}")

@@ -29,7 +29,7 @@ def test_nothing_changed(repository):
 
 
 def test_base_that_is_not_there(repository):
-    with pytest.raises(UserError, match="there is no commit origin/nowhere here; run `git fetch origin`"):
+    with pytest.raises(UserError, match="there is no commit 'origin/nowhere' here; run `git fetch origin`"):
         pull_request.report("origin/nowhere")
 
 

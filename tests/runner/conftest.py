@@ -22,6 +22,7 @@ from pathlib import Path
 run = sys.argv[1]
 print(f"{run} epoch 1/1; runs beside it: {os.environ.get('REGBENCH_RUNS')}", flush=True)
 print("a line without a name", flush=True)
+time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
 if run in os.environ.get("STUB_SLOW", ""):
     time.sleep(600)
 if run in os.environ.get("STUB_KILLED", ""):

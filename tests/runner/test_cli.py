@@ -79,12 +79,24 @@ def test_wrong_arguments(arguments, words):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [["repro"], ["watch"], ["table"], ["show"], ["check"], ["pr-report", "HEAD"], ["compare", "HEAD"], ["push"]],
+    [
+        ["repro"],
+        ["search", "l2", "--from", "1e-4", "--to", "1e-3"],
+        ["watch"],
+        ["table"],
+        ["show"],
+        ["check"],
+        ["pr-report", "HEAD"],
+        ["compare", "HEAD"],
+        ["push"],
+        ["docs"],
+        ["mend"],
+    ],
 )
 def test_a_folder_without_a_project(tmp_path, command):
     code, output, modules = regbench(*command, folder=tmp_path)
     assert code == 1
-    assert "error: " in output and "Traceback" not in output
+    assert output == f"error: {tmp_path} is not the folder of a regbench project: it has no dvc.yaml\n"
     assert "'tensorflow'" not in modules
 
 

@@ -179,15 +179,23 @@ def test_a_lock_that_is_held(project, ours, request):
     assert output.splitlines()[-1] == f"error: {ours}"
 
 
+def test_another_dvc_holds_the_lock_when_a_training_ends(stub):
+    """Nothing is lost, also where one is trained at a time: its DVC waits."""
+    process = stub.start("python", "-m", "regbench", "repro", "--jobs", "1", STUB_SECONDS="2")
+    for line in process.stdout:
+        if line.startswith("none-0 epoch"):
+            break
+    held = zc.lockfile.LockFile(str(stub.folder / ".dvc/tmp/lock"))
+    time.sleep(8)
+    held.close()
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "Unable to acquire lock" not in output and "l2-0" in stub.read("dvc.lock")
+
+
 def test_git_is_not_installed(stub):
     output = stub.regbench("repro", check=False, PATH=str(Path(sys.executable).parent))
     assert stub.returncode == 1 and "Git is not installed, or not on the PATH" in output
-
-
-def test_another_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"is not the folder of a regbench project: it has no dvc\.yaml"):
-        local.repro()
 
 
 def test_a_cache_that_can_not_be_written(stub):

@@ -96,7 +96,8 @@ def test_a_remote_store_that_can_not_be_read_stops_nothing(stub):
 def test_a_new_remote_store_is_empty(stub, tmp_path):
     add_remote(stub, tmp_path / "new")
     output = stub.regbench("repro")
-    assert "can't be read" not in output and "WARNING" not in output
+    said = f"{tmp_path / 'new'} holds nothing: nothing was pushed to it yet, or it is not mounted"
+    assert output.count(said) == 1 and "WARNING" not in output
     assert "2 runs to train" in output and "pulled" not in output
 
 

@@ -100,11 +100,17 @@ def test_what_a_command_names(target, over, name, text, label):
         ("elastic.l2", ("elastic.l2",), "l2 is searched already"),
         ("l2", ("l1", "l1"), "l1 is searched already"),
         ("l2", ("l2",), "l2 is searched already"),
+        ("mixup", ("cutmix",), "(mixup and cutmix|cutmix and mixup) can't go together"),
     ],
 )
 def test_what_is_no_line(target, over, said):
     with pytest.raises(UserError, match=said):
         line.parse(SETTINGS, target, over, [WEAK, STRONG, WEAK][: 1 + len(over)])
+
+
+def test_a_strength_that_a_kind_does_not_have():
+    with pytest.raises(UserError, match=r"--to 2 is not allowed; dropout is at most 0\.99"):
+        line.lines(SETTINGS, ["dropout"], (), [(0.1, 2)], 2)
 
 
 def test_one_line_changes_and_comments_stay():

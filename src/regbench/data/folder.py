@@ -45,8 +45,12 @@ def find(dataset: str) -> Source:
     Raises:
         UserError: there is no such folder, it is unclear what in it is what, or images in it are damaged.
     """
-    path = Path(dataset).expanduser()
-    if not path.is_dir():
+    try:
+        path = Path(dataset).expanduser()
+        found = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a ~ that is nobody's
+        raise UserError(f"data.dataset: {dataset[:80]} is no folder ({error})") from None
+    if not found:
         raise UserError(f"data.dataset: there is no folder {path}; it should hold a folder of images for each class")
     splits, notes = _splits(_unwrapped(Folder(_nfc(path.name), [path])))
     classes = _class_names(splits["train"])
@@ -57,6 +61,7 @@ def find(dataset: str) -> Source:
             files[split] = list(itertools.chain(*by_class))
             labels[split] = np.repeat(np.arange(len(classes), dtype=np.int64), list(map(len, by_class)))
             notes += _other_files(folder)
+            notes += [f"left out: {path}, since its name starts with a dot" for path in folder.hidden_folders]
         else:
             notes.append(f"left out: {folder}, which holds no images")
     every, names = list(itertools.chain(*files.values())), {}
@@ -70,9 +75,7 @@ def find(dataset: str) -> Source:
     with images.all_damage_told(every):
         for file in every:
             with images.opened(file) as image:
-                # EXIF's orientations 5 to 8 lie on their side.
-                turned = image.getexif().get(0x0112, 1) >= 5
-                shapes.add(image.size if turned else image.size[::-1])
+                shapes.add(images.shape_of(image))
                 channels = max(channels, images.channels_of(image))
 
     def read(split: str, indices: np.ndarray) -> Iterator[np.ndarray]:
@@ -124,6 +127,12 @@ class Folder:
     def folders(self) -> dict[str, "Folder"]:
         """The folders in it, by name. Links to folders are followed."""
         return self._entries[0]
+
+    @property
+    def hidden_folders(self) -> list[Path]:
+        """The folders in it whose names start with a dot, and that hold images."""
+        found = sorted(entry for path in self.paths for entry in path.iterdir() if entry.name.startswith("."))
+        return [entry for entry in found if entry.is_dir() and Folder(entry.name, [entry]).images]
 
     @property
     def own_files(self) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from regbench.data.source import LINES, NEW_LINE, counted, listed
 from regbench.errors import UserError
@@ -20,6 +20,10 @@ DAMAGED = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, Ke
 """What Pillow raises on a damaged file, depending on its format and on where the damage is."""
 
 
+LYING = (5, 6, 7, 8)
+"""EXIF's orientations of images that lie on their side."""
+
+
 class DamagedImageError(UserError):
     """An image file can't be read."""
 
@@ -27,6 +31,8 @@ class DamagedImageError(UserError):
 def read(file: Path, channels: int) -> np.ndarray:
     """Read an image file as uint8 [H, W, channels], turned as EXIF says."""
     with opened(file) as image:
+        if image.format == "TIFF" and image.mode == "I":
+            raise ValueError("its values are int32; 8 and 16 bits are read")
         return pixels(ImageOps.exif_transpose(image), channels)
 
 
@@ -37,7 +43,8 @@ def opened(file: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns of damaged metadata, and from 90 million pixels on; twice as many it refuses.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
+            # Not by its name: Pillow 13 maps an uncompressed TIFF into memory then, and scrambles one to be turned.
+            with file.open("rb") as data, Image.open(data, formats=FORMATS) as image:
                 yield image
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
@@ -65,6 +72,12 @@ def _damage(files: Sequence[Path]) -> Iterator[str]:
             read(file, channels=1)
         except DamagedImageError as error:
             yield str(error)
+
+
+def shape_of(image: Image.Image) -> tuple[int, int]:
+    """(height, width), turned as EXIF says. Pillow turns the size of a TIFF itself."""
+    turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in LYING
+    return image.size if turned else image.size[::-1]
 
 
 def channels_of(image: Image.Image) -> int:

@@ -51,9 +51,11 @@ def find(dataset: str) -> Source:
         raise UnknownDatasetError(
             f"data.dataset: TFDS knows no dataset {dataset!r}{hint} A folder of images is written with a path: ./photos"
         ) from None
-    except (ValueError, RuntimeError, AssertionError) as error:
+    except (ValueError, RuntimeError, AssertionError, OSError, ImportError) as error:
         raise UnknownDatasetError(f"data.dataset: TFDS can't load {dataset!r}: {_first_line(error)}") from None
     if not builder.is_prepared():
+        if builder.info.features:
+            _keys(tfds, dataset, builder.info.features)  # what is of no use is not downloaded
         _prepare(tfds, builder)
         builder = tfds.builder(dataset)
     return _source(tfds, dataset, builder)

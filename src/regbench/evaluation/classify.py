@@ -30,7 +30,8 @@ def find(places: Iterable[str]) -> list[Path]:
     found = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = [file for file in Folder(place.name, [place]).files if file.suffix.lower() in IMAGE_SUFFIXES]
+            files = filter(Path.is_file, Folder(place.name, [place]).files)
+            inside = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
                 raise UserError(f"{place} holds no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
             found += inside

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from regbench import files, plan, runtime
 from regbench.errors import UserError
 from regbench.evaluation import saved
@@ -28,7 +30,7 @@ def place(model: Path, form: str, out: str | None = None) -> Path:
     """
     if form == "onnx" and importlib.util.find_spec("tf2onnx") is None:
         raise UserError("ONNX needs packages that are not installed: `.venv/bin/pip install -e '.[export]'`")
-    run = model.resolve().parent.name if model.name == "model.keras" else model.stem
+    run = model.absolute().parent.name if model.name == "model.keras" else model.stem
     path = Path(out) if out else FOLDER / f"{run}{SUFFIXES[form]}"
     if not path.name.endswith(SUFFIXES[form]):
         raise UserError(f"--out {path}: the name should end in {SUFFIXES[form]}")
@@ -57,6 +59,8 @@ def export(model: Path, form: str, path: Path) -> None:
     import keras
 
     loaded = in_float32(saved.load(model))
+    if not all(np.isfinite(weight).all() for weight in loaded.get_weights()):
+        raise UserError(f"{model} is of a run that diverged; it has no answers")
     images = keras.Input(loaded.input_shape[1:], dtype="uint8", name=loaded.inputs[0].name)
     # Some layers train wherever they are not told that this is inference.
     inference = keras.Model(images, loaded(images, training=False), name=loaded.name)

@@ -93,6 +93,7 @@ def _where(error: BaseException, path: Path) -> str:
         it
         for it in traceback.extract_tb(error.__traceback__)
         if Path(it.filename).is_relative_to(path.resolve().parent)
+        and not Path(it.filename).is_relative_to(catalogue.PACKAGE)
     ]
     if isinstance(error, TypeError) and not frames:
         return f"{what}; it should take input_shape and num_classes"
@@ -140,6 +141,13 @@ def _problems(
     dense = [layer for layer in networks.layers_of(network) if isinstance(layer, keras.layers.Dense)]
     if not dense or dense[-1].units != num_classes:
         yield f"it should end in a head, keras.layers.Dense({num_classes}), which gives the logits; {_last(dense)}"
+    elif dense[-1].activation is not keras.activations.linear:
+        yield (
+            f"{dense[-1].name} has the activation {dense[-1].activation.__name__}; leave it out, so that it returns "
+            "logits"
+        )
+    if not network.trainable_weights:
+        yield "none of its weights is trainable; model.freeze keeps those of some layers"
     yield from _penalties(network)
     for layer in (part for one in networks.layers_of(network) for part in [one, *networks.parts_of(one)]):
         kind = type(layer)

@@ -13,6 +13,7 @@ part of it; Lightning: `EarlyStopping(patience=strength)`.
 import math
 
 SCOPE = None
+WHOLE = True
 
 
 def stops(history: list[dict], strength: float) -> bool:

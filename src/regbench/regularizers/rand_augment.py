@@ -18,6 +18,7 @@ import math
 import keras
 import tensorflow as tf
 
+from regbench.errors import UserError
 from regbench.regularizers import _batch
 
 SCOPE = None
@@ -156,6 +157,12 @@ def _grey(images: tf.Tensor) -> tf.Tensor:
 
 class RandAugment(_batch.Layer):
     """Two operations on each image of a batch."""
+
+    def build(self, shapes: dict) -> None:
+        # Here and not in `call`, where Keras would write its own words around ours.
+        if min(shapes["images"][1:3]) < 2:
+            size = "×".join(map(str, shapes["images"][1:3]))
+            raise UserError(f"rand_augment: images of {size} pixels are too small; it needs two in height and width")
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:
         images = batch["images"]

@@ -70,7 +70,7 @@ def rows(plan: dict, runs: Sequence[Run]) -> dict[str, Row | Diverged]:
     """{regularizer: its numbers}, in the order of params."""
     kept, compared = by_name(whole(runs)), differences(plan, runs)
     validation = {name: fmean(run.evaluation.validation.accuracy for run in group) for name, group in kept.items()}
-    pick = max(validation, key=validation.get, default=None)
+    pick = None if plan["validates_on_test"] else max(validation, key=validation.get, default=None)
     found = {}
     for name, group in by_name(runs).items():
         if name not in kept:

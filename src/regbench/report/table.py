@@ -113,7 +113,8 @@ def legend(baseline: str | None, corrupted: int, found: dict[str, Row | Diverged
         corrupted: how many test images were corrupted.
         found: {regularizer: its numbers}.
     """
-    said = ["test, val: accuracy, * picked by validation"]
+    picked = any(row.validation_pick for row in measured(found).values())
+    said = ["test, val: accuracy" + ", * picked by validation" * picked]
     said.append(f"difference: test accuracy minus {baseline}'s, in points" if baseline else "no baseline")
     if corrupted:
         said.append(

@@ -29,8 +29,11 @@ def sentences(
     compared = {name: row for name, row in measured(rows).items() if row.difference}
     for name, row in compared.items():
         yield _comparison(name, row, baseline, len(seeds))
-    pick, row = next((name, row) for name, row in measured(rows).items() if row.validation_pick)
-    yield f"Validation picks {pick}: {row.validation:.1%} there, {row.test.value:.1%} on test."
+    for name, row in measured(rows).items():
+        if row.validation_pick:
+            yield f"Validation picks {name}: {row.validation:.1%} there, {row.test.value:.1%} on test."
+    if not any(row.validation_pick for row in measured(rows).values()):
+        yield "Validation images are the test images here, so validation can't choose between regularizers."
     if images.unequal:
         yield (
             f"Classes are unequal: a model that always names the largest class has {images.largest_class['test']:.1%} "

@@ -36,8 +36,10 @@ def report(plan: dict[str, Any], runs: Path = Path("runs")) -> None:
     with files.whole(MARKDOWN) as file:
         file.write(markdown(results.read()))
     seeds = "1 seed" if len(compiled.seeds) == 1 else f"{len(compiled.seeds)} seeds"
-    pick = f"validation picks {compiled.pick}" if compiled.pick else "every run diverged"
-    print(f"{MARKDOWN}: {', '.join(rows)}, {seeds}; {pick}")
+    chosen = (
+        f"; validation picks {compiled.pick}" if compiled.pick else "" if compiled.images else "; every run diverged"
+    )
+    print(f"{MARKDOWN}: {', '.join(rows)}, {seeds}{chosen}")
 
 
 def compile_report(

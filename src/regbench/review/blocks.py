@@ -5,6 +5,7 @@ where a block is not what its source says, so no number in it is typed by hand.
 """
 
 import datetime
+import itertools
 import os
 import platform
 import re
@@ -56,6 +57,16 @@ def stale() -> Iterator[str]:
         text = tracked.text(path.read_bytes(), path, tracked.CONFLICT_IN_PAGE)
         if wrong := [found["name"] for found in BLOCK.finditer(text) if found[0] != _block(found["name"], path)]:
             yield f"{path}: {', '.join(wrong)} is not what the committed JSON says; run `make docs`"
+
+
+def uncommitted() -> list[str]:
+    """The pages with a block that the last commit does not have as its source says, and `docs/results.json`."""
+
+    def is_committed(path: Path) -> bool:
+        text = (git.blob("HEAD", path) or b"").decode(errors="replace")
+        return not BLOCK.search(path.read_text(encoding="utf-8")) or (bool(text) and filled(text, path) == text)
+
+    return [*map(str, itertools.filterfalse(is_committed, pages())), *git.uncommitted([tables.MADE])]
 
 
 def pages() -> list[Path]:

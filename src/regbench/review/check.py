@@ -37,8 +37,9 @@ def check() -> list[str]:
     stale = list(dict.fromkeys(_stale(settings, plans, lock)))
     if stale:
         stale += _suspects(plans)
-    stale += _stale_tables()
-    return stale + [UNCOMMITTED + path for path in _uncommitted(plans, lock)]
+    tables = _stale_tables()
+    uncommitted = _uncommitted(plans, lock) + ([] if tables else blocks.uncommitted())
+    return [*stale, *tables, *(UNCOMMITTED + path for path in uncommitted)]
 
 
 def verify() -> None:

@@ -6,10 +6,11 @@ from where it came from. Older formats and damaged files are no error: what can'
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class Row:
         validation, test: accuracies.
         difference: test accuracy minus that of the baseline of the same revision.
         verdict: better, worse, can't tell or diverged; ? where it can't be read.
-        pick: whether its validation accuracy is the best one.
+        pick: whether validation picks it.
     """
 
     regularizer: str
@@ -111,26 +112,34 @@ def show(commits: int = 3, sort: str | None = None, markdown: bool = False, as_c
 def revisions(commits: int = 3) -> list[Revision]:
     """The workspace where it differs, experiments and commits with results, newest first."""
     git.require_commit()
-    logged = git.output(
-        "log", "--format=%H%x09%h%x09%s", f"-{commits + 1}", "--", *map(str, (results.PATH, summary.SUMMARY))
-    )
-    hashes = [line.split("\t", 2) for line in logged.split("\n") if line]
-    history = [_committed(full, short, subject) for full, short, subject in hashes]
-    compared = [
-        # The newest one with all its rows; the one behind the last only to compare with.
-        _compared(now, before, all_rows=place == 0)
-        for place, (now, before) in enumerate(zip(history, [*history, None][1:], strict=True))
-    ][:commits]
+    history = _history()
+    newest = next(history, None)
+    compared = [*itertools.islice(_differing(newest, history), commits)] if newest else []
     experiments = _experiments()
     here = _read(WORKSPACE, "", parameters.PATH.read_bytes, results.PATH.read_bytes, summary.SUMMARY.read_bytes)
     there = next((place for place, it in enumerate(experiments) if _equal(it, here)), None)
     if there is not None:
         experiments[there] = replace(experiments[there], about=f"{experiments[there].about}, in the workspace")
     else:
-        workspace = _compared(here, history[0] if history else None)
+        workspace = _compared(here, newest)
         if workspace.changes or workspace.shown:
             experiments.insert(0, workspace)
     return [*experiments, *compared]
+
+
+def _history() -> Iterator[Revision]:
+    """The commits whose files of results changed, newest first."""
+    paths = map(str, (results.PATH, summary.SUMMARY))
+    for line in git.output("log", "--format=%H%x09%h%x09%s", "--", *paths).splitlines():
+        yield _committed(*line.split("\t", 2))
+
+
+def _differing(newest: Revision, older: Iterator[Revision]) -> Iterator[Revision]:
+    """The newest commit with all its rows, and older ones with those that differ from the commit before."""
+    for place, (now, before) in enumerate(itertools.pairwise(itertools.chain([newest], older, [None]))):
+        compared = _compared(now, before, all_rows=place == 0)
+        if compared.shown:
+            yield compared
 
 
 def _experiments() -> list[Revision]:
@@ -216,6 +225,9 @@ def rows(report: bytes, metrics: bytes) -> dict[str, Row]:
     for data, row in ((_mapping(report, "rows"), _of_report), (_mapping(metrics), _of_summary)):
         if data:
             found = {_printable(name): row(_printable(name), it) for name, it in data.items()}
+            if any(isinstance(it, dict) and "validation_pick" in it for it in data.values()):
+                return found
+            # An older report, and metrics, don't say what validation picks.
             picked = max(found.values(), key=lambda it: _or_least(it.validation.value))
             known = not math.isinf(_or_least(picked.validation.value))
             return found | ({picked.regularizer: replace(picked, pick=True)} if known else {})
@@ -247,6 +259,7 @@ def _of_report(name: str, raw: Any) -> Row:
         _estimate(raw.get("test")),
         difference,
         _printable(verdict) if isinstance(verdict, str) else "?",
+        raw.get("validation_pick") is True,
     )
 
 
@@ -376,7 +389,7 @@ def terminal(found: Sequence[Revision], console: "Console") -> None:
         rows = grid()
         for row in it.shown:
             rows.add_row(Text(f"  {row.regularizer}"), *map(Text, cells(row)))
-        console.print(rows if it.shown else Text("  no result differs", style="dim"))
+        console.print(rows if it.shown else Text("  the same accuracies", style="dim"))
     console.print(Text(LEGEND, style="dim"))
 
 

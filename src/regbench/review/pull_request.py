@@ -89,7 +89,7 @@ def report(base: str, images: str = "") -> str:
     """
     git.require_commit()
     if git.commit(base) is None:
-        raise UserError(f"there is no commit {base} here; run `git fetch origin` (in CI: fetch the whole history)")
+        raise UserError(f"there is no commit {base!r} here; run `git fetch origin` (in CI: fetch the whole history)")
     common = git.merge_base(base, "HEAD")
     return _markdown(f"changes since {base} ({common[:7]})", common, None, images)
 
@@ -355,10 +355,18 @@ def _accuracies(regularizers: Sequence[Change], before: Version, now: Version) -
     if now.pick:
         other = f", before {before.pick}" if before.pick else ""
         picked = f"Validation picks {now.pick}{', as before' if now.pick == before.pick else other}. "
-    if len(now.report.seeds) == 1:
-        words = "the 95 % interval of the change leaves out 0; with one seed it says nothing about other seeds"
-    else:
-        words = "p < 0.05 in a t-test, paired by seed"
+    common = {it.seeds for it in regularizers if it.seeds} or {len(now.report.seeds)}
+    words = "; ".join(
+        said
+        for said, holds in (
+            ("p < 0.05 in a t-test, paired by seed", max(common) > 1),
+            (
+                "with n = 1 the 95 % interval of the change leaves out 0, which says nothing about other seeds",
+                1 in common,
+            ),
+        )
+        if holds
+    )
     return [
         "| regularizer | before, % [95 %] | now, % [95 %] | change, points [95 %] | |",
         "|---|---|---|---|---|",

@@ -57,10 +57,12 @@ def _article() -> str:
     (report, made), article = _report(), read(ARTICLE)
     rows = []
     for name, accuracy in article["validation_accuracy"].items():
-        row = report.rows.get(name)
-        here = "–" if row is None or isinstance(row, Diverged) else f"{row.test.value:.1%}"
-        printed, ours = article["reg_loss"].get(name), getattr(row, "reg_loss", 0)
-        rows.append((name, f"{accuracy:.1%}", here, f"{printed[-1]:.4f}" if printed else "–", f"{ours:.4f}"))
+        row, printed = report.rows.get(name), article["reg_loss"].get(name)
+        # Of the article's dataset, kind and strength.
+        line = ((), ()) if name == "none" else ((name,), (article["strength"],))
+        same = isinstance(row, Row) and report.dataset == "cifar10" and (row.kinds, row.strengths) == line
+        here = (f"{row.test.value:.1%}", f"{row.reg_loss:.4f}") if same else ("–", "–")
+        rows.append((name, f"{accuracy:.1%}", here[0], f"{printed[-1]:.4f}" if printed else "–", here[1]))
     heading = (
         "regularizer",
         f"article: validation accuracy, epoch {article['epochs']}",

@@ -101,9 +101,7 @@ def begin() -> Params:
 
 
 def check_git() -> None:
-    """Raise a `UserError` where Git is missing or this folder is not a project in a Git repository."""
-    if not Path("dvc.yaml").exists():
-        raise UserError(f"{Path.cwd()} is not the folder of a regbench project: it has no dvc.yaml")
+    """Raise a `UserError` where Git is missing or this folder is not in a Git repository."""
     try:
         git.output("rev-parse", "--git-dir")
     except UserError as error:
@@ -120,6 +118,8 @@ def check_writable(project: Path, cache: Path) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"0")
         except OSError as error:
+            # Of the folder, not of the file that was tried.
+            error = OSError(error.errno, error.strerror, str(folder))
             raise UserError(errors.in_words(error) or f"{folder} can't be written: {error}") from None
     # A cache may be shared, and hold folders that others have made.
     for folder in (
@@ -306,8 +306,8 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
                 if (text := said(line)) is not None:
                     screen.line(key, text)
 
-            # Without --wait-for-lock, DVC gives up after 3 seconds that another run holds the lock.
-            command = worker.dvc("repro", "--single-item", f"train@{key}", f"evaluate@{key}", wait=several)
+            # Without --wait-for-lock, DVC gives up after 3 seconds that another run, or another DVC, holds the lock.
+            command = worker.dvc("repro", "--single-item", f"train@{key}", f"evaluate@{key}")
             with room:
                 if not commands.ending:
                     screen.begin(key)

@@ -120,6 +120,9 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
 
     look()
     if pull and len(found) < len(names):
+        place = repo.cloud.get_remote_odb()
+        if place.fs.protocol == "local" and not Path(place.path).exists():
+            sys.exit(f"{Path(place.path).parents[1]} holds nothing: nothing was pushed to it yet, or it is not mounted")
         print(f'Looking for results in the remote store "{repo.config["core"]["remote"]}"', file=sys.stderr)
         # A web server can't list a run cache; what dvc.lock names is found there all the same.
         with contextlib.suppress(RunCacheNotSupported):

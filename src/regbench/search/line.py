@@ -166,6 +166,16 @@ def parse(settings: Params, target: str, over: Sequence[str], ranges: Sequence[t
     others = tuple((name, value) for name, value in given.items() if name not in kinds)
     axes = tuple(Axis(kind, strengths) for kind, strengths in zip(kinds, ranges, strict=True))
     line = Line(key, axes, others)
+    for axis in axes:
+        highest = catalogue.kinds()[axis.kind].highest
+        if axis.strengths[-1] > highest:
+            raise UserError(f"--to {axis.strengths[-1]:g} is not allowed; {axis.kind} is at most {highest:g}")
+    together = {*kinds, *given} - {"scope"}
+    for kind in together:
+        if excluded := {*catalogue.kinds()[kind].excludes} & together:
+            raise UserError(
+                f"{kind} and {' and '.join(excluded)} can't go together; `regbench list` says what each does"
+            )
     if not NAME.fullmatch(key) or len(line.name(tuple(size - 1 for size in line.shape))) > LONGEST_NAME - 4:
         raise UserError(f"{key}: the names of its strengths would be too long; give the line a shorter name under reg")
     return line
