@@ -221,7 +221,7 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     try:
         raw = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParamsError(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        raise ParamsError(path, [f"not valid YAML: {_of_yaml(error)}"]) from None
     if not isinstance(raw, dict):
         raise ParamsError(path, [f"should hold the sections {', '.join(Params.model_fields)}"])
 
@@ -232,8 +232,11 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        # The lines of `reg` have been checked above, and their problems noted.
-        problems.extend(_describe(it) for it in error.errors() if it["loc"][0] != "reg" or len(it["loc"]) == 1)
+        # The lines of `reg` have been checked above, and their problems noted. Of a list with a wrong item, the item is
+        # enough.
+        places = {it["loc"][:-1] for it in error.errors()}
+        errors = [it for it in error.errors() if it["loc"] not in places]
+        problems.extend(_describe(it) for it in errors if it["loc"][0] != "reg" or len(it["loc"]) == 1)
     if not problems:
         problems.extend(_cross_checks(params))
     if problems:
@@ -241,11 +244,19 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     return params
 
 
+def _of_yaml(error: Exception) -> str:
+    """What a YAML parser says, in a line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
 def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | None:
     """A line under `reg:`, or None where it is wrong, with the reasons appended to `problems`."""
     key, before, kinds = f"reg.{name}", len(problems), catalogue.kinds()
     if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
-        problems.append(f"{key}: a regularizer's name is {NAME_RULE}, 40 at most")
+        boolean = " YAML reads no, yes, off and on as false and true." * isinstance(name, bool)
+        problems.append(f"{key}: a regularizer's name is {NAME_RULE}, 40 at most.{boolean}".removesuffix("."))
         return None
     if name == "none":
         if isinstance(value, bool) or value != 0:

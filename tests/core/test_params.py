@@ -128,7 +128,7 @@ def test_runs_are_keys_and_seeds(tmp_path):
         ("  - 0.95", "  - 1", ["evaluate.pruning: "]),
         ("  l2: 0.001", "  a/b: {l2: 1}", ["reg.a/b: a regularizer's name is"]),
         ("  l2: 0.001", "  a-b: {l2: 1}", ["reg.a-b: a regularizer's name is"]),
-        ("  l2: 0.001", "  l2: 0.001\n  l2: 0.002", ["not valid YAML: 'l2' is there twice"]),
+        ("  l2: 0.001", "  l2: 0.001\n  l2: 0.002", ["not valid YAML: line 20, column 3: 'l2' is there twice"]),
         ("  none: 0", "  none: 0.1", ["reg.none: 0.1 is not allowed; none is no regularizer"]),
         ("image_size: 32", "image_size: 8", ["data.image_size: 8 is not allowed; it should be a whole number from 32"]),
         (
@@ -137,6 +137,8 @@ def test_runs_are_keys_and_seeds(tmp_path):
             ["train.schedule: 'cos' is not allowed; it should be constant or cosine"],
         ),
         ("seeds:\n- 0", "seeds: []", ["seeds: [] is not allowed"]),
+        ("seeds:\n- 0", "seeds: [-1]", ["seeds: -1 is not allowed"]),
+        ("  l2: 0.001", "  no: 0.001", ["YAML reads no, yes, off and on as false and true"]),
         ("seeds:\n- 0", "seeds: [1, 1]", ["each seed should be there once"]),
         ("network: mobilenet_v2", "network: mobilenet", ["model.network: 'mobilenet' is not a network; did you mean"]),
         ("model:", "<<<<<<< HEAD\nmodel:", ["merge conflict in line 8: choose a side"]),

@@ -86,7 +86,7 @@ def freeze(network: keras.Model, name: str) -> None:
         hint = f"did you mean {found}? " if found else ""
         last = ", ".join(layer.name for layer, _ in kernels(network)[-4:])
         raise UserError(
-            f"model.freeze: {network.name} has no layer {name!r}; {hint}Its last ones with weights are {last}"
+            f"model.freeze: {network.name} has no layer {name!r}; {hint}its last ones with weights are {last}"
         )
     for layer in _layers_and_models(network):
         if not isinstance(layer, keras.Model):

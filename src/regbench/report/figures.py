@@ -405,5 +405,5 @@ def _one_legend(left: Axes, right: Axes) -> None:
 
 
 def _whole_epochs(axes: Axes, curves: pd.DataFrame) -> None:
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.7, curves["epoch"].max() + 0.3)

@@ -69,16 +69,18 @@ def _comparison(name: str, row: Row, baseline: str, seeds: int) -> str:
 def _basis(compared: dict[str, Row], seeds: int, test_images: int) -> Iterator[str]:
     """What intervals and p-values mean, and what so many seeds can tell."""
     corrected = f" p-values are corrected for {len(compared)} comparisons (Holm)." if len(compared) > 1 else ""
+    values = " and the p-values (McNemar's exact test)" if compared else ""
     if seeds == 1:
         yield (
-            f"n = 1 seed, {test_images:,} test images. The 95 % intervals and the p-values (McNemar's exact test) are "
-            f"about these models and the choice of test images.{corrected} They say nothing about other seeds: add "
+            f"n = 1 seed, {test_images:,} test images. The 95 % intervals{values} are about these "
+            f"models and the choice of test images.{corrected} They say nothing about other seeds: add "
             "some to `seeds`."
         )
         return
+    paired = " Differences and p-values are paired by seed and by image, and cover other test images too."
     yield (
-        f"n = {seeds} seeds, {test_images:,} test images. The 95 % intervals are Student's, over seeds. Differences "
-        f"and p-values are paired by seed and by image, and cover other test images too.{corrected}"
+        f"n = {seeds} seeds, {test_images:,} test images. The 95 % intervals are Student's, over seeds."
+        f"{paired if compared else ''}{corrected}"
     )
     if compared and statistics.smallest_p(seeds) >= SIGNIFICANT:
         enough = next(n for n in range(seeds, 100) if statistics.smallest_p(n) < SIGNIFICANT)
