@@ -249,7 +249,8 @@ def test_the_messages_that_troubleshooting_explains_exist():
     assert len(listed) > 30
     assert absent(listed, [*known, text_of("Makefile"), *shells]) == []
     sources = [path.read_text(encoding="utf-8") for path in Path(dvc.__file__).parent.rglob("*.py")]
-    assert absent(messages(dvcs), sources) == []
+    pythons = "'Value' object is not iterable"  # which DVC passes on, of a class of its own
+    assert absent(messages(dvcs), [*sources, pythons]) == []
 
 
 def params_of(path):

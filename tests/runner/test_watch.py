@@ -126,6 +126,7 @@ def test_the_server(project):
 
 @pytest.mark.slow
 def test_it_ends_with_ctrl_c(project):
+    (project / "dvc.yaml").write_text("stages: {}\n")
     environment = scratch.Repository(scratch.ROOT).environment()
     command = (sys.executable, "-m", "regbench", "watch")
     with subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -199,6 +199,7 @@ def test_what_commands_search(command, lines, monkeypatch, tmp_path):
     text = (scratch.ROOT / "params.yaml").read_text()
     text = text.replace("\n  l2: 0.001\n", "\n  l2: 0.001\n  elastic: {l1: 1e-5, l2: 1e-4}\n")
     (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(tmp_path)
     asked = []
     monkeypatch.setattr(search, "run", lambda *arguments: asked.append(arguments))

@@ -95,9 +95,12 @@ def _curve(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseli
     for strength, it in zip(places, found, strict=True):
         errors = [[abs(it.accuracy - end)] for end in _ends(it, top)]
         axes.errorbar(strength, it.accuracy, yerr=errors, fmt="o", color=COLORS[it.word], capsize=4)
+        beside = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 9, "color": "0.4"}
         if it.accuracy > low - LOWEST:
-            beside = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 9, "color": "0.4"}
             axes.annotate(str(len(it.seeds)), (strength, it.accuracy), **beside)
+        else:  # what has collapsed is left below the picture
+            axes.plot(strength, low - LOWEST, "v", color=COLORS[it.word], clip_on=False)
+            axes.annotate(f"{it.accuracy:.1%}", (strength, low - LOWEST), **beside)
     if baseline:
         axes.axhline(baseline.validation, color="C1", linestyle="--", linewidth=1, label=baseline.name)
     _legend(axes, found)
@@ -106,7 +109,6 @@ def _curve(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseli
     axes.set_title(line.key if line.key == line.axes[0].kind else f"{line.key}: {line.axes[0].kind}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    # What has collapsed is left below the picture.
     if min(it.accuracy for it in found) < low - LOWEST:
         axes.set_ylim(bottom=low - LOWEST)
 
