@@ -105,7 +105,7 @@ def test_read_only_disk(repository, name):
     finally:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert repository.returncode == 1
-    assert "error: " in output and "can't be written or read (Read-only file system)" in output
+    assert "error: " in output and "can't be written: it is on a read-only file system" in output
     assert "Traceback" not in output
 
 
