@@ -82,13 +82,10 @@ def main():
             shares = [f"{share:.1%}" for both in measure(seeds, scene, cases).values() for share in both]
             rows.append([words, str(seeds), *shares])
             print(*rows[-1], sep="  ", flush=True)
-    machine = blocks.made_here()
     files.write_json(
         OUT,
         {
-            "date": machine.pop("date"),
-            "commit": machine.pop("commit"),
-            "machine": machine,
+            "machine": blocks.made_here(),
             "note": f"{cases:,} simulated pairs of regularizers in each row, {IMAGES} test images",
             "heading": [
                 "what differs most",

@@ -26,8 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen.call(chosen)
 
     try:
-        # What predicts or exports has nothing to continue.
-        errors.run(call, *(["interrupted"] if chosen.call in (predict, export, show) else []))
+        errors.run(call, continues=chosen.call not in (predict, export, show))
     except BrokenPipeError:  # whoever read the output has stopped; a line more would fail again
         os._exit(1)
 

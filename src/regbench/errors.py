@@ -13,10 +13,11 @@ class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
 
 
-def run(main: Callable[[], None], interrupted: str = "interrupted; `make repro` continues from here") -> None:
+def run(main: Callable[[], None], continues: bool = True) -> None:
     """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
 
-    It says in words, too, that a disk is full or that a folder can't be written.
+    With `continues`, that line says that `make repro` continues. That a disk is full or that a folder can't be written
+    is said in words, too.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # class names may have letters that a terminal can't show
@@ -34,7 +35,7 @@ def run(main: Callable[[], None], interrupted: str = "interrupted; `make repro` 
             sys.exit(f"error: {message}")
         raise
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
+        print("\ninterrupted" + "; `make repro` continues from here" * continues, file=sys.stderr)
         sys.exit(130)
 
 

@@ -80,6 +80,10 @@ WRONG = {
         own.text(own.BODY.replace('"float32"', '"float32", activation="softmax"')),
         "has the activation softmax; leave it out",
     ),
+    "a softmax of its own": (
+        own.text(own.BODY.replace(f"{DENSE}(x)", f"L.Softmax()({DENSE}(x))")),
+        "leave the softmax out",
+    ),
     "sigmoid": (
         own.text(own.BODY.replace('"float32"', '"float32", activation="sigmoid"')),
         "has the activation sigmoid",
