@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup cluster repro check pr-report docs test test-faults test-fast test-fuzz lint bench lock clean
 
-# What `make NAME=value` gives; a variable of this name in the environment is somebody else's and does not count.
+# The value from `make NAME=value`. An environment variable of this name belongs to another program and does not count.
 given = $(if $(filter command,$(origin $1)),$($1))
 
 BIN := .venv/bin
@@ -21,8 +21,8 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## make .venv with the pinned packages; PYTHON=path
 
-# The mark is written last, so a half-done installation is begun again. It is a copy of what was installed: Git gives
-# requirements.lock another time also where another branch has the same.
+# .venv/installed is written last, so an interrupted installation starts again. It is a copy of the requirements.lock
+# that was installed: a switch of branches can give requirements.lock a new time although its content is the same.
 $(INSTALLED): requirements.lock
 	@if cmp -s $< $@; then touch $@; else $(MAKE) --no-print-directory install "PYTHON=$(call given,PYTHON)"; fi
 
@@ -71,13 +71,13 @@ lint: $(INSTALLED) ## check style, type hints and which part imports which
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## measure speed and memory: an hour and more, idle
+bench: $(INSTALLED) ## measure speed and memory: over an hour, on an idle machine
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
 
-lock: ## pin the newest allowed packages anew; needs uv
+lock: ## update the lock files to the newest versions; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra dev \
 		--no-annotate --upgrade -o requirements.lock pyproject.toml
-	@# Ray and what it needs, at the versions of the other lock, so that both can be installed one after the other.
+	@# Ray and its dependencies, with the versions in requirements.lock, so that both locks fit into one environment.
 	sed -n 's/^cluster = \["\(.*\)"\].*/\1/p' pyproject.toml | uv pip compile --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-annotate --upgrade --constraints requirements.lock \
 		-o requirements-cluster.lock -

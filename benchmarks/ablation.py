@@ -60,11 +60,11 @@ def _averages_at_each_step():
 TRICKS = {
     "two operations at once": _one_at_a_time,
     "1×1 convolution as a matrix product": _keras_convolution,
-    "depthwise convolution with padding in numbers": _keras_depthwise,
+    "depthwise convolution with explicit padding": _keras_depthwise,
     "fused batch normalization": _keras_batch_norm,
     "expansion in one layer": _separate_expansion,
     "penalties summed by kind": _keras_losses,
-    "no moving averages that nobody reads": _averages_at_each_step,
+    "no unused moving averages": _averages_at_each_step,
 }
 """{trick: function that switches it off}."""
 

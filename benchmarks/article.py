@@ -1,9 +1,9 @@
 """The article's way: its network of plain Keras layers, float images resized in a `tf.data` map, `fit`.
 
-The other side of every comparison in this folder, and what tests hold regbench's network against. None of
-regbench's layers is used, and TensorFlow runs as it comes: all cores, its own defaults.
+Every comparison with the article in this folder uses it, and tests compare regbench's network with it. It uses none of
+regbench's layers, and TensorFlow runs with its own defaults, on all cores.
 
-    python benchmarks/article.py l2 0      # one training of params.yaml on prepared/, printing a line an epoch
+    python benchmarks/article.py l2 0      # one training of params.yaml on prepared/; prints a line for each epoch
 """
 
 import argparse
@@ -30,7 +30,7 @@ BOTTLENECKS = (
     (96, 160, 2), (160, 160, 1), (160, 160, 1),
     (160, 320, 1),
 )  # fmt: skip
-"""(input channels, output channels, stride) of each."""
+"""(input channels, output channels, stride) of each bottleneck."""
 
 
 def network(input_shape, num_classes, regularizer=None, head_regularizer=None, batch_norm_momentum=0.99):
@@ -83,7 +83,7 @@ def penalties(line):
 
 
 def batches(images, labels, size, batch_size, *, training, flip=False):
-    """Batches of float images resized one by one, as image-classification tutorials have it."""
+    """Batches of float images, resized one by one as in image-classification tutorials."""
 
     def preprocess(image, label):
         image = tf.image.resize(tf.cast(image, tf.float32), (size, size)) / 127.5 - 1.0
@@ -96,12 +96,12 @@ def batches(images, labels, size, batch_size, *, training, flip=False):
 
 
 def build(plan, channels, num_classes, steps):
-    """The compiled model of a run's plan; `steps` is the number of steps an epoch."""
+    """The compiled model of a run's plan; `steps` is the number of steps in an epoch."""
     options, size = plan["train"], plan["image_size"]
     momentum = plan["model"].batch_norm_momentum
     model = network((size, size, channels), num_classes, *penalties(plan["regularizer"]), batch_norm_momentum=momentum)
     model.compile(
-        # The one thing taken from regbench, so that both do the same work.
+        # The schedule is the only part of the training from regbench, so that both do the same work.
         optimizer=keras.optimizers.SGD(LearningRate.of(options, steps), momentum=options.momentum),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],

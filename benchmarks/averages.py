@@ -1,10 +1,11 @@
-"""The article's setting, each training read twice: with batch normalization's moving and recomputed averages.
+"""The article's setting, each training validated twice: with batch normalization's moving and recomputed averages.
 
     python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages
 
-In a clone of this repository: `regbench repro` with those params, then docs/article/PIXELSpx.json, which docs/article
-has a table of, and two figures beside it. What has been trained in the clone is not trained again, and a training that
-was cut off goes on from its last checkpoint. With `--so-far` nothing is trained: what the checkpoints hold is taken.
+Runs `regbench repro` with those params in a clone of this repository. Then writes docs/article/PIXELSpx.json, which
+docs/article shows as a table, and two figures beside it. Finished trainings in the clone are not repeated, and a
+training that was cut off continues from its last checkpoint. With `--so-far` nothing is trained: the epochs that are in
+the histories and checkpoints are used.
 """
 
 import argparse
@@ -32,7 +33,7 @@ WORDS = {"moving": "moving averages, as in the article", "recomputed": "recomput
 
 
 class Plain(LogFormatter):
-    """Labels as few ticks as `LogFormatter` does, and writes 0.6 where it writes 6e-01."""
+    """Labels the same ticks as `LogFormatter`, but writes 0.6 instead of 6e-01."""
 
     def __call__(self, value: float, position: int | None = None) -> str:
         return f"{value:g}" if super().__call__(value, position) else ""
@@ -42,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("params", type=Path, help="docs/article/params.yaml (224 pixels), or params-32px.yaml")
     parser.add_argument("folder", type=Path, help="where to clone to and to train; kept")
-    parser.add_argument("--so-far", action="store_true", help="take the epochs that there are, and train nothing")
+    parser.add_argument("--so-far", action="store_true", help="train nothing; use the epochs trained so far")
     arguments = parser.parse_args()
     chosen = arguments.params.resolve()
     project.enter(arguments.folder)
@@ -66,7 +67,7 @@ def main():
 
 
 def history(run: str) -> dict[str, list[float]]:
-    """Of each epoch of a run, which may not have ended: the penalty at its end, and both accuracies."""
+    """{name: a value for each epoch} of a run, also of an unfinished one: both accuracies, and reg loss at its end."""
     ended = Path(f"runs/{run}/history.csv")
     if ended.exists():
         with open(ended, newline="") as file:
@@ -82,7 +83,7 @@ def history(run: str) -> dict[str, list[float]]:
 
 
 def draw(found: dict, beside: Path) -> None:
-    """Both accuracies by epoch, and the penalties over those that the article prints."""
+    """Plot both accuracies by epoch, and the penalties together with those that the article prints."""
     sns.set_theme(style="whitegrid", context="notebook")
     runs, article = found["runs"], json.loads((ROOT / tables.ARTICLE).read_text())
     colors = dict(zip(runs, sns.color_palette("colorblind"), strict=False))
@@ -112,11 +113,11 @@ def draw(found: dict, beside: Path) -> None:
 
 
 def lines(axes: plt.Axes, seeds: Sequence[Sequence[float]], label: str | None = None, **style: object) -> None:
-    """The mean over seeds, and each seed faintly behind it."""
+    """Plot the mean over seeds, and each seed faintly behind it."""
     if len(seeds) > 1:
         for values in seeds:
             axes.plot(epochs(values), values, alpha=0.25, linewidth=1, **style)
-    # Of those epochs that all seeds have.
+    # Only over the epochs that all seeds have.
     mean = [sum(values) / len(values) for values in zip(*seeds, strict=False)]
     axes.plot(epochs(mean), mean, label=label, **style)
 

@@ -1,10 +1,10 @@
-"""Does batch normalization make L2 useless? None and l2 of the default, with batch normalization and without it.
+"""Does batch normalization make L2 useless? The default's none and l2, with batch normalization and without it.
 
     python benchmarks/batch_norm.py /tmp/batch_norm
 
-In a clone of this repository: `regbench repro` with the default's none and l2, for which nothing is trained that the
-cache has, then with docs/batch_norm/params.yaml. Writes docs/batch_norm/results.json, which docs/batch_norm has a
-table of, and a figure beside it.
+Runs `regbench repro` in a clone of this repository: first with the default's none and l2, which trains only the runs
+that the cache lacks, then with docs/batch_norm/params.yaml. Writes docs/batch_norm/results.json, which docs/batch_norm
+shows as a table, and a figure beside it.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main():
 
 
 def curves() -> dict[str, dict[str, list[float]]]:
-    """{regularizer: {column: its mean over seeds after each epoch}}."""
+    """{regularizer: {column: a list of its means over seeds, one for each epoch}}."""
     values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     with open("plots/curves.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -69,7 +69,7 @@ def curves() -> dict[str, dict[str, list[float]]]:
 
 
 def draw(found: dict) -> None:
-    """Accuracy and norm by epoch: colour is the regularizer, dashes are without batch normalization."""
+    """Plot accuracy and norm by epoch: a colour for each regularizer, dashed lines without batch normalization."""
     sns.set_theme(style="whitegrid", context="notebook")
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(10, 4), layout="constrained")
     for axes, (column, words) in zip(panels, DRAWN.items(), strict=True):

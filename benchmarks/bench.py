@@ -1,7 +1,8 @@
-"""`make bench`: regbench beside the article's way, alternating, in one run; writes benchmarks/results.json.
+"""`make bench`: compare regbench with the article's way, alternating, in one run; writes benchmarks/results.json.
 
-Each measurement is a process of its own (`benchmarks/measure.py`), so that threads, memory and start-up are that
-side's alone. Nothing else should run on the machine meanwhile. Medians, with the lowest and highest of n.
+Each measurement is a process of its own (`benchmarks/measure.py`), so each side has
+its own threads, memory and start-up. Nothing else should run on the machine meanwhile. Results are medians, with the
+lowest and highest of n.
 """
 
 import argparse
@@ -44,9 +45,9 @@ SINGLE = ("pipeline", "limit", "agreement")
 
 
 def python(*arguments, cwd=ROOT, plain=False, **environment):
-    """Run a script; its last line of output, as JSON where it is, and the seconds it took.
+    """Run a script. Returns its last line of output, parsed if it is JSON, and the seconds that it took.
 
-    Ours runs in the environment that `regbench repro` gives its stages; `plain` takes it as it is.
+    It runs in the environment that `regbench repro` gives its stages; with `plain`, in this process's own environment.
     """
     started = time.time()
     done = subprocess.run(
@@ -63,7 +64,7 @@ def python(*arguments, cwd=ROOT, plain=False, **environment):
 
 
 def prepare(folder):
-    """Write plans/ and prepared/ in a scratch repository; the seconds of the second."""
+    """Write plans/ and prepared/ in a scratch repository; returns the seconds that prepared/ took."""
     python("stages/plan.py", cwd=folder)
     return python("stages/prepare.py", cwd=folder)[1]
 
@@ -73,7 +74,7 @@ def say(text):
 
 
 def copy(folder, changes):
-    """A scratch repository with the committed params, but for `changes`: {section: {key: value}}."""
+    """A scratch repository with the committed params except for `changes`: {section: {key: value}}; its folder."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in changes.items():
         params[section] = params[section] | values if isinstance(values, dict) else values
@@ -81,7 +82,7 @@ def copy(folder, changes):
 
 
 def trainings(data):
-    """Steps, epochs, start and memory of one training: the article's way, ours, and PyTorch where it is."""
+    """Steps, epochs, start and memory of one training: the article's way, ours, and PyTorch if it is installed."""
     table = []
     ways = ["article", "regbench"]
     if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode == 0:
@@ -97,7 +98,7 @@ def trainings(data):
         for way in ways:
             runs = measured[way]
             row[way] = {
-                # The median step of each process, and over processes the median of those.
+                # The step of a process is its median step; here is the median over processes.
                 key: spread([run[key] for run in runs])
                 for key in ("step_ms", "epoch_seconds", "first_step_seconds", "peak_mb")
                 if key in runs[0]
@@ -112,9 +113,9 @@ def trainings(data):
 
 
 def ablation_table(prepared, rounds):
-    """Each trick of `ablation.TRICKS` alone switched off, alternating; changes against an A/A pair, in percent.
+    """Switch off each trick of `ablation.TRICKS` alone, alternating; changes against an A/A pair, in percent.
 
-    A change above 0 says what the trick brings. The noise is the larger distance of either A from their common median.
+    A change above 0 is what the trick saves. The noise is the larger distance of either A from their common median.
     """
     size, batch, train_images, validation_images = 32, 64, 3_200, 400
     names = ["A", "A again", *ablation.TRICKS]
@@ -138,7 +139,7 @@ def ablation_table(prepared, rounds):
 
 
 def repro(folder, *options):
-    """Seconds of `regbench repro` in a scratch repository, from prepare to the table, nothing at hand."""
+    """Seconds of `regbench repro` in a scratch repository, from prepare to the table, with nothing cached."""
     for made in ("prepared", "plans", "runs", ".dvc/cache", ".regbench"):
         shutil.rmtree(folder / made, ignore_errors=True)
     (folder / "dvc.lock").unlink(missing_ok=True)
@@ -148,9 +149,9 @@ def repro(folder, *options):
 def comparison(folder, rounds):
     """The default comparison end to end: trainings the article's way and `regbench repro`, alternating.
 
-    Each round trains one regularizer the article's way, in turn, with the article's own batch size; the first of
-    several rounds also with that of params.yaml. Its seconds count once for each run of the comparison, since each
-    takes as long. Ours go from prepare to the table, everything included.
+    Each round trains the next regularizer the article's way, with the article's own batch size; the first of several
+    rounds also with that of params.yaml. Its seconds are multiplied by the number of runs in the comparison, since all
+    runs take equally long. Our seconds go from prepare to the table, everything included.
     """
     chosen = yaml.safe_load((folder / "params.yaml").read_text())
     runs = len(chosen["reg"]) * len(chosen["seeds"])
@@ -186,7 +187,7 @@ def comparison(folder, rounds):
 
 
 def preparing(folder):
-    """Seconds to prepare all 60,000 images, from TFDS's folder and from nothing."""
+    """Seconds to prepare all 60,000 images, from TFDS's folder and with the download."""
     again = [prepare(folder) for _ in range(3)]
     with tempfile.TemporaryDirectory() as empty:
         fresh = python("stages/prepare.py", cwd=folder, TFDS_DATA_DIR=empty)[1]
@@ -200,16 +201,18 @@ def gpu_jobs(folder):
 
 
 PARTS = ("prepare", "comparison", "trainings", "ablation", "kinds", "all_of_cifar10", "larger_than_memory", *SINGLE)
-ALL = (*PARTS, "gpu", "gpu_jobs")
+SCRIPTS = ("larger_than_memory", "dvc_at_scale", "cluster")
+"""Parts that have a script of the same name."""
+ALL = (*PARTS, "dvc_at_scale", "cluster", "gpu", "gpu_jobs")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"only these; all but the last two by default: {', '.join(ALL)}"
+        "parts", nargs="*", metavar="PART", help=f"parts to run; by default all except the last four: {', '.join(ALL)}"
     )
     parser.add_argument("--epochs", type=int, help="of the comparison, instead of those in params.yaml")
-    parser.add_argument("--seeds", type=int, help="of the comparison: as many, instead of those in params.yaml")
+    parser.add_argument("--seeds", type=int, help="number of seeds in the comparison, instead of those in params.yaml")
     parser.add_argument(
         "--rounds", type=int, help="of the comparison, the ablation and the kinds; 3, 5 and 5 by default"
     )
@@ -223,7 +226,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         whole = copy(Path(scratch) / "all images", {"data": {"train_images": None, "validation_images": "test"}})
         data = whole / "prepared"
-        if set(parts) - {"comparison", "larger_than_memory", "gpu_jobs"}:
+        if set(parts) - {"comparison", "gpu_jobs", *SCRIPTS}:
             prepare(whole)
         changes = {"train": {"epochs": arguments.epochs}} if arguments.epochs else {}
         changes |= {"seeds": list(range(arguments.seeds))} if arguments.seeds else {}
@@ -244,19 +247,19 @@ def main():
                 measured = gpu.table(data, worker.environment(1))
             elif part == "gpu_jobs":
                 measured = gpu_jobs(copy(Path(scratch) / "on a GPU", changes))
-            elif part == "larger_than_memory":
-                measured = python("benchmarks/larger_than_memory.py")[0]
+            elif part in SCRIPTS:
+                measured = python(f"benchmarks/{part}.py")[0]
             else:
                 measured = python("benchmarks/measure.py", part, data, 32, 32, 16_000, 2_000)[0]
             say(f"{part}: {json.dumps(measured)}")
             record = {"date": made["date"], "commit": made["commit"], "machine": this} | measured
-            if part == "comparison":  # of each make of processor
+            if part == "comparison":  # one record for each make of processor
                 record = [
                     *(it for it in results.get(part, []) if it["machine"]["processor"] != this["processor"]),
                     record,
                 ]
             results[part] = record
-            # After each part, so that a run that is cut off keeps what it has.
+            # After each part, so that a run that is cut off keeps the finished parts.
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     say("`make docs` writes the tables of docs/speed.md")
 

@@ -1,9 +1,9 @@
-"""How often intervals hold the truth, and how often equal regularizers are called different: by simulation.
+"""How often intervals contain the true difference, and how often equal regularizers are called different: a simulation.
 
     python benchmarks/coverage.py
 
-Differences over seeds and images (`difference_over_seeds_and_images`) beside the paired t-test over seeds alone, where
-seeds differ most, or images, or both. Two minutes; writes benchmarks/coverage.json, which docs/statistics.md shows.
+Compares `difference_over_seeds_and_images` with the paired t-test over seeds alone, in cases where seeds differ most,
+or images, or both. Takes two minutes. Writes benchmarks/coverage.json, which docs/statistics.md shows.
 """
 
 import argparse
@@ -27,14 +27,15 @@ SCENES = {
     "both": (0.07, 0.3),
     "images": (0.02, 0.5),
 }
-"""{what differs most: (spread over seeds, spread over images), of the normal numbers below}"""
+"""{what differs most: (standard deviation over seeds, over images) of the normal numbers in `draw`}"""
 
 
 def draw(rng, seeds, scene, better):
-    """Which images two regularizers have right, bool [seeds, images] each.
+    """Which images two regularizers classify correctly: yields two arrays, bool [seeds, images].
 
-    An image is right where a normal number is below `LEVEL`: a sum of the image's difficulty, which all runs share,
-    what the regularizer makes of the image, what it makes of the seed, and noise.
+    An image is right if a sum of four normal numbers is below a level: the image's difficulty, which all runs share,
+    the regularizer's effect on the image, the seed's effect on the regularizer, and noise. The level is `LEVEL` for the
+    first regularizer and `LEVEL` + `better` for the second.
     """
     seed_spread, image_spread = scene
     difficulty = rng.normal(0, DIFFICULTY, IMAGES)
@@ -44,13 +45,13 @@ def draw(rng, seeds, scene, better):
 
 
 def truth(scene, better):
-    """By how much the second is better in expectation."""
+    """The expected accuracy of the second regularizer minus that of the first."""
     spread = math.sqrt(DIFFICULTY**2 + scene[0] ** 2 + scene[1] ** 2 + 1)
     return float(special.ndtr((LEVEL + better) / spread) - special.ndtr(LEVEL / spread))
 
 
 def measure(seeds, scene, cases):
-    """{method: (share of intervals that hold the truth, share of false alarms)}"""
+    """{method: (share of intervals that contain the true difference, share of false alarms among equal pairs)}"""
     rng, found = np.random.default_rng(seeds), {}
     for case in range(cases):
         better = BETTER * (case % 2)

@@ -1,14 +1,14 @@
 """How long DVC itself takes as the matrix grows: the project's own dvc.yaml, with stages that only write their files.
 
-Prints JSON: seconds of each command by number of train and evaluate stages. Every command runs in a process of its
-own, as it does for a user; `--sizes` chooses the numbers. The first repro stops after `--limit` seconds and says how
-far it came; what is left is then recorded in one go, so that the other commands find a whole matrix.
+Prints JSON: the table of docs/scale.md, seconds of each command by number of train and evaluate stages. Every command
+runs in a process of its own, as it does for a user; `--sizes` chooses the numbers. The first repro stops after
+`--limit` seconds and says how far it came; all stages are then recorded in one go, so that the other commands find a
+complete matrix. `benchmarks/bench.py dvc_at_scale` calls it and keeps the table.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -40,7 +40,7 @@ elif stage == "report":
         write(f"plots/{figure}.png", "")
     write("plots/curves.csv", "regularizer,epoch,rev\\n")
     names = json.load(open("names.json"))
-    write("metrics/summary.json", json.dumps({name: {metric: 0.5 for metric in "abcdefghijklm"} for name in names}))
+    write("metrics/summary.json", json.dumps({name: {metric: 0.5 for metric in "abcdef"} for name in names}))
 else:
     names = ("evaluation.json", "confusion.csv", "layers.csv", "predictions.csv", "pruning.csv", "weights.csv")
     evaluation = [f"evaluation/{name}" for name in names]
@@ -50,11 +50,11 @@ else:
 
 
 def project(folder, stages):
-    """The project with `stages` train and evaluate stages, their scripts replaced: the repository, and its runs."""
+    """The project with `stages` train and evaluate stages whose scripts are stubs; the repository and its runs."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     names = [f"r{index}" for index in range(REGULARIZERS)]
     params["reg"] = {name: {"l2": 10.0**-index} for index, name in enumerate(names)}
-    params["seeds"] = list(range(stages // 2 // REGULARIZERS))
+    params["seeds"] = seeds = list(range(stages // 2 // REGULARIZERS))
     params["report"]["baseline"] = names[0]
     repository = copy_project(folder, params)
     (folder / "stub.py").write_text(STAGE)
@@ -63,13 +63,13 @@ def project(folder, stages):
         (folder / f"stages/{stage}.py").write_text(f"import os, sys\nos.execv(sys.executable, {arguments})\n")
     (folder / "names.json").write_text(json.dumps(names))
     repository.commit("stages that do nothing")
-    return repository, [f"{name}-{seed}" for name in names for seed in params["train"]["seeds"]]
+    return repository, [f"{name}-{seed}" for name in names for seed in seeds]
 
 
 def seconds(repository, *arguments, limit=None):
-    """How long a dvc command takes; None where it ran past `limit`."""
+    """The seconds that a dvc command takes; None if it ran longer than `limit` seconds."""
     started = time.monotonic()
-    # In a group of its own, so that a stage that is running ends with it.
+    # In a process group of its own, so that a running stage is killed with it.
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=repository.folder,
@@ -91,49 +91,57 @@ def seconds(repository, *arguments, limit=None):
 
 
 def measure(folder, stages, limit):
-    """Seconds of each command for a matrix of `stages`."""
+    """{what is measured: its value, as text} for a matrix of `stages` stages; mostly seconds of a command."""
     repository, runs = project(folder, stages)
     remote = folder.parent / "remote"
     seconds(repository, "remote", "add", "--default", "store", str(remote))
-    result = {"repro, every stage run": seconds(repository, "repro", "--quiet", limit=limit)}
-    if result["repro, every stage run"] is None:
-        done = len(list(folder.glob("runs/*/model.keras"))) + len(list(folder.glob("runs/*/evaluation.json")))
-        result["repro, every stage run"] = f"{done} of {stages} in {limit} s"
+    result = {}
+
+    def time_of(words, *arguments, limit=None):
+        taken = seconds(repository, *arguments, limit=limit)
+        if taken is not None:
+            result[words] = f"{taken:.0f}" if taken >= 10 else f"{taken:.1f}"
+            return
+        done = len(list(folder.glob("runs/*/model.keras"))) + len(list(folder.glob("runs/*/evaluation")))
+        result[words] = f"{done} of {stages:,} in the first {limit} s"
         fill(folder, runs)
         seconds(repository, "repro", "--quiet")
+
+    time_of("`dvc repro`, every stage run", "repro", "--quiet", limit=limit)
     repository.commit("results")
-    result["dvc.lock, MB"] = round((folder / "dvc.lock").stat().st_size / 1e6, 2)
-    result["status"] = seconds(repository, "status")
-    result["repro, nothing to do"] = seconds(repository, "repro", "--quiet")
-    result["metrics diff"] = seconds(repository, "metrics", "diff", "HEAD~1")
-    result["exp show"] = seconds(repository, "exp", "show", "--no-pager")
-    result["push --run-cache, all"] = seconds(repository, "push", "--quiet", "--run-cache")
-    run = runs[len(runs) // 2]
-    result["push --run-cache, one run"] = seconds(
-        repository, "push", "--quiet", "--run-cache", f"train@{run}", f"evaluate@{run}"
-    )
-    result["fetch --run-cache prepare"] = seconds(repository, "fetch", "--quiet", "--run-cache", "prepare")
-    # A knob of one regularizer's single run would be a seed; its strength is the next best: its runs are out of date.
+    result["size of dvc.lock, MB"] = f"{(folder / 'dvc.lock').stat().st_size / 1e6:.2f}"
+    time_of("`dvc repro`, nothing to do", "repro", "--quiet")
+    time_of("`dvc status`", "status")
+    time_of("`dvc metrics diff`", "metrics", "diff", "HEAD~1")
+    time_of("`dvc exp show`", "exp", "show", "--no-pager")
+    seconds(repository, "push", "--quiet", "--run-cache")
+    # No setting belongs to one run only. The next best is a strength: it makes all runs of one regularizer out of date.
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["reg"]["r2"] = {"l2": 0.5}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    result["repro -s, train and evaluate of one run"] = seconds(
-        repository, "repro", "--quiet", "--single-item", "train@r2-0", "evaluate@r2-0"
+    targets = ("train@r2-0", "evaluate@r2-0")
+    time_of(
+        "`dvc repro -s`: plans, train and evaluate of one run, whole dvc.lock",
+        *("repro", "--quiet", "--single-item", "plan", *targets),
     )
-    # As a node of a cluster has it: dvc.lock knows prepare and the node's own runs.
+    push = ("push", "--quiet", "--run-cache")
+    time_of("`dvc push --run-cache`, one run, whole dvc.lock", *push, *targets)
+    # As on a node of a cluster: dvc.lock knows the plans, the images and the node's own runs.
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
-    lock["stages"] = {"prepare": lock["stages"]["prepare"]}
+    lock["stages"] = {name: lock["stages"][name] for name in ("plan", "prepare")}
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
     shutil.rmtree(folder / "runs")
     shutil.rmtree(folder / ".dvc/cache/runs")
     targets = ("train@r3-0", "evaluate@r3-0")
-    result["repro -s, on a node"] = seconds(repository, "repro", "--quiet", "--single-item", *targets)
-    result["push --run-cache, on a node"] = seconds(repository, "push", "--quiet", "--run-cache", *targets)
+    time_of(
+        "`dvc repro -s`: train and evaluate on a node of the cluster", "repro", "--quiet", "--single-item", *targets
+    )
+    time_of("`dvc push --run-cache`, the same on a node of the cluster", *push, *targets)
     return result
 
 
 def fill(folder, runs):
-    """Write what the stages would and record it in dvc.lock at once."""
+    """Write the files that the stages would write, and record them all in dvc.lock in one go."""
     for run in runs:
         for stage in ("train", "evaluate"):
             subprocess.run([sys.executable, "stub.py", stage, run], cwd=folder, check=True)
@@ -153,12 +161,14 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="numbers of matrix stages")
     parser.add_argument("--limit", type=int, default=240, help="seconds for the first repro")
     arguments = parser.parse_args()
-    result = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "n": 1, "seconds": {}}
+    found = []
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            result["seconds"][size] = measure(Path(folder) / "project", size, arguments.limit)
-        print(size, json.dumps(result["seconds"][size]), file=sys.stderr, flush=True)
-    print(json.dumps(result, indent=2))
+            found.append(measure(Path(folder) / "project", size, arguments.limit))
+        print(size, json.dumps(found[-1]), file=sys.stderr, flush=True)
+    heading = ["train and evaluate stages", *(f"{size:,}" for size in arguments.sizes)]
+    rows = [[words, *(column[words] for column in found)] for words in found[0]]
+    print(json.dumps({"note": "Seconds, n = 1 each", "heading": heading, "rows": rows}))
 
 
 if __name__ == "__main__":

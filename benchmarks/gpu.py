@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py WAY PREPARED SIZE:BATCH ...
 
-compiles a step of each case, prints "ready", waits for a line on stdin, times the steps and prints JSON. So the ways
-compile side by side, and each is timed alone.
+compiles a step of each case, prints "ready", waits for a line on stdin, times the steps and prints JSON. This lets the
+ways compile side by side while each is timed alone.
 """
 
 import functools
@@ -27,7 +27,7 @@ SECONDS = 2
 """About how long the steps of a case are timed."""
 
 LOOK_STEPS = 10
-"""Every how many steps the GPU is waited for, as in a training of regbench's."""
+"""Python waits for the GPU once in this many steps, as in a training by regbench."""
 
 XLA, AUTOTUNED = "regbench, XLA", "regbench, XLA, train.deterministic: false"
 REGBENCH = {
@@ -38,17 +38,17 @@ REGBENCH = {
 }
 KERAS, PYTORCH, AGAIN = "plain Keras, no XLA", "PyTorch, channels last", "regbench, XLA, started again"
 ONLY = {AUTOTUNED: CASES[-1:], AGAIN: CASES[:2]}
-"""Not all cases, so that the whole takes about four minutes: trying out what is fastest is slow."""
+"""{way: the only cases that it runs}. Autotuning all cases would be slow; so the whole takes about four minutes."""
 
 PATIENCE = 150
-"""Seconds to wait for a way to compile, and for its times."""
+"""Seconds to wait for a way to compile, and again for its times."""
 
 
 # One way, in a process of its own
 
 
 def regbench_steps(size, batch, data, **options):
-    """A function that trains so many steps and returns the moments at which every tenth had been made."""
+    """A function that trains `count` steps and returns the time after every tenth one, in seconds."""
     import keras
 
     from regbench.data import arrays
@@ -71,14 +71,14 @@ def plain_keras_steps(size, batch, data):
     training = arrays.load("train", Path(data))
     plan = measure.plan_of(size, batch, len(training), 1)
     trained = article.build(plan, training.images.shape[-1], len(training.info["classes"]), 1000)
-    # With XLA, which Keras takes by itself on a GPU, compiling this network takes minutes.
+    # On a GPU, Keras would use XLA by default, and compiling this network with it takes minutes.
     trained.jit_compile = False
     batches = article.batches(training.images, training.labels, size, batch, training=True, flip=True)
     return lambda count: keras_steps(trained, batches.repeat(), count)
 
 
 def repeated(training, batch):
-    """Batches of regbench's own pipeline, without the last of an epoch, which may be smaller."""
+    """Batches of regbench's own pipeline, epoch after epoch, without an epoch's last batch if it is smaller."""
     from regbench.data import arrays
 
     epoch = arrays.training_batches(training, batch_size=batch, seed=0, flip=True, epoch=0)
@@ -149,7 +149,7 @@ def one_way(way, data, *cases):
 
 
 def table(data, environment):
-    """What docs/gpu.md has a table of."""
+    """The results that docs/gpu.md shows as a table."""
     from regbench.review import blocks
 
     found = compare(data, environment)
@@ -170,7 +170,7 @@ def compare(data, environment):
     """{way: {"SIZE:BATCH": {"rate": images a second, "compiled": seconds until `WARM_UP` steps had been made}}}."""
     others = [KERAS, PYTORCH] if importlib.util.find_spec("torch") else [KERAS]
     found = {}
-    # What the first ones compiled is found by the last.
+    # `AGAIN` comes last, so that it finds the programs that the first group has compiled.
     for group in ([*REGBENCH, *others], [AGAIN]):
         started = [Way(way, data, environment, ONLY.get(way, CASES)) for way in group]
         for way in started:
@@ -182,15 +182,15 @@ def compare(data, environment):
 
 
 class Way:
-    """A way's process, which is killed where it takes too long."""
+    """The process of one way. It is killed if it takes too long."""
 
     def __init__(self, name, data, environment, cases):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process runs)
-        # PyTorch has CUDA libraries of its own.
+        # PyTorch brings its own CUDA libraries.
         ours = ("LD_LIBRARY_PATH", "PYTHONPATH") if name == PYTORCH else ()
         variables = {key: value for key, value in environment.items() if key not in ours}
-        variables["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # they share the GPU, though not its time
+        variables["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # the processes share its memory; one at a time is timed
         self.process = subprocess.Popen(
             [sys.executable, __file__, name, str(data), *cases],
             stdin=subprocess.PIPE,
@@ -201,7 +201,7 @@ class Way:
         )
 
     def line(self, wanted):
-        """The next line that starts so, or "" where the process ends before, or is killed for its slowness."""
+        """The next line that starts with `wanted`; "" if the process ends first or is killed because it is too slow."""
         patience = threading.Timer(PATIENCE, self.process.kill)
         patience.start()
         found = next((line for line in self.process.stdout if line.startswith(wanted)), "")
@@ -209,7 +209,7 @@ class Way:
         return found
 
     def measure(self):
-        """What `one_way` found, by case; {} and a message where it failed."""
+        """{case: what `one_way` measured}; {} and a message if it failed."""
         found = ""
         if self.process.poll() is None:
             self.process.stdin.write("go\n")

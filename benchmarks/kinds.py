@@ -2,8 +2,8 @@
 
 python benchmarks/kinds.py PREPARED ROUNDS
 
-All models train in one process, in turns of some steps. A turn without a regularizer comes before each turn of a kind,
-so that a ratio compares neighbours. "none" against itself shows the noise.
+All models train in one process, in turns of `STEPS` steps. A turn without a regularizer comes before each turn of a
+kind, so that a ratio compares two turns in a row. "none" against itself shows the noise.
 """
 
 import json
@@ -39,10 +39,10 @@ STRENGTHS = {
     "stochastic_depth": 0.2,
     "weight_decay": 1e-3,
 }
-"""{kind: a usual strength}, as its file says."""
+"""{kind: a strength that its file calls usual}."""
 
 SIZE, BATCH, STEPS, FIRST = 32, 64, 20, 4
-"""Pixels, images a step, steps of a turn, and how many of them do not count."""
+"""Pixels, images in a step, steps in a turn, and how many steps at the start of a turn do not count."""
 
 
 def models(kinds):
@@ -74,7 +74,7 @@ def main(prepared, rounds):
     times = measure.timed(keras.callbacks.Callback)
 
     def turn(name, number):
-        """Median milliseconds of a step."""
+        """Train one turn; returns the median milliseconds of a step."""
         batches = arrays.training_batches(split, batch_size=BATCH, seed=0, flip=True, epoch=number)
         built[name].fit(batches.take(STEPS), verbose=0, shuffle=False, callbacks=[callback := times()])
         return 1000 * measure.median_step(callback.steps[FIRST:])

@@ -1,7 +1,7 @@
 """Training on a set larger than the memory it may use: 6 GB of images in a process limited to 2 GB.
 
-The limit is a control group's where this user may make one (page cache counts then too), else the kernel's limit
-on a process's own data (RLIMIT_DATA). Prints JSON; fails where training fails.
+The limit is that of a control group if this user may make one; the page cache then counts, too. Otherwise it is the
+kernel's limit on a process's own data (RLIMIT_DATA). Prints JSON. Fails if training fails.
 """
 
 import json
@@ -51,29 +51,40 @@ def train(folder):
     return measure.regbench_way(folder, 32, 32, IMAGES, 256, 1)
 
 
-def limited():
-    """Put this process under the limit; to be called in the child, before it starts."""
-    if (GROUP / "cgroup.procs").exists():
+def make_group():
+    """Make a control group with the limit; whether this user may."""
+    try:
+        GROUP.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    try:
+        (GROUP / "memory.limit_in_bytes").write_text(str(LIMIT))
+    except OSError:
+        GROUP.rmdir()
+        return False
+    return True
+
+
+def limit_this_process(grouped):
+    """Put the calling process under the limit: the child calls it before it starts its program."""
+    if grouped:
         (GROUP / "cgroup.procs").write_text(str(os.getpid()))
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 
 
 def leave_cache(paths):
-    """A page in the cache counts as that process's which brought it there: none that this one wrote must be left."""
+    """Drop these files from the page cache.
+
+    A cached page counts for the process that brought it there, so no page that this process wrote may be left.
+    """
     for path in paths:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main():
-    try:
-        GROUP.mkdir(exist_ok=True)
-        (GROUP / "memory.limit_in_bytes").write_text(str(LIMIT))
-        kind = "control group, page cache included"
-    except OSError:
-        kind = "RLIMIT_DATA, page cache not included"
-    grouped = GROUP.exists()
+    grouped = make_group()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         generate(Path(folder) / "prepared")
         arrays = list(Path(folder).rglob("*.npy"))
@@ -84,10 +95,11 @@ def main():
         started = time.time()
         done = subprocess.run(
             [sys.executable, __file__, "train", str(Path(folder) / "prepared")],
-            preexec_fn=limited,
+            preexec_fn=lambda: limit_this_process(grouped),
             capture_output=True,
             text=True,
         )
+        seconds = time.time() - started
     if grouped:
         peak = int((GROUP / "memory.max_usage_in_bytes").read_text()) >> 20
         GROUP.rmdir()
@@ -100,10 +112,10 @@ def main():
             {
                 "data_mb": size >> 20,
                 "limit_mb": LIMIT >> 20,
-                "limit": kind,
+                "limit": "control group, page cache included" if grouped else "RLIMIT_DATA, page cache not included",
                 "peak_mb": peak,
                 "images": IMAGES,
-                "seconds": round(time.time() - started, 1),
+                "seconds": round(seconds, 1),
             }
         )
     )

@@ -26,11 +26,14 @@ NAME = "l2"
 
 
 def plan_of(size, batch, train_images, epochs, **options):
-    """The plan of a run of the committed params at another size, with the same share for batch norm's averages."""
+    """The plan of a run of the committed params at another size.
+
+    Batch normalization's averages are recomputed from the same share of the training images.
+    """
     from regbench import params, plan
 
     loaded = params.load(ROOT / "params.yaml")
-    # A subset's size may be null, for all there are; then there is no share to keep.
+    # `data.train_images` may be None, for all images; then `batch_norm_images` stays as it is.
     averaged = loaded.train.batch_norm_images * train_images // (loaded.data.train_images or train_images)
     options |= {"batch_size": batch, "epochs": epochs, "batch_norm_images": averaged}
     train = loaded.train.model_copy(update=options)
@@ -50,7 +53,7 @@ def timed(callback):
             super().on_epoch_begin(epoch, logs)
 
         def on_train_batch_end(self, batch, logs=None):
-            # With XLA a call makes several steps.
+            # With XLA one call runs several steps.
             self.steps.append((time.perf_counter(), batch + 1))
             if Timed.first_step is None:
                 Timed.first_step = time.time() - STARTED
@@ -85,7 +88,7 @@ def article_way(data, size, batch, train, validation, epochs=2):
 
 
 def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
-    """One training; `without` names a trick of `ablation.TRICKS` that is switched off."""
+    """One training; `without` names a trick of `ablation.TRICKS` to switch off; None and other names: none."""
     import ablation
 
     from regbench import live, runtime
@@ -105,7 +108,7 @@ def regbench_way(data, size, batch, train, validation, epochs=2, without=None):
 
 
 def limit(train, validation):
-    """Let `arrays.load` give the first images only."""
+    """Make `arrays.load` return only the first images of each split."""
     from regbench.data import arrays
 
     load, sizes = arrays.load, {"train": train, "validation": validation}
@@ -125,7 +128,7 @@ def pytorch(data, size, batch, train, validation):
 
 
 def pytorch_steps(data, size, batch, count):
-    """A generator that trains PyTorch's network on the first images, `count` steps, and yields after each."""
+    """A generator that trains PyTorch's network for `count` steps on the first images, and yields after each step."""
     import numpy as np
     import torch_network
 
@@ -138,7 +141,7 @@ def pytorch_steps(data, size, batch, count):
 
 
 def pipeline(data, size, batch, train, validation):
-    """Images a second of reading, ordering and flipping alone."""
+    """Images per second of reading, ordering and flipping alone."""
     from regbench import runtime
 
     runtime.start()
@@ -166,7 +169,7 @@ def spread(values):
 
 
 def median_step(times):
-    """Median seconds from one of these moments to the next."""
+    """Median seconds from one of these times to the next."""
     return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
@@ -191,10 +194,10 @@ GROUPS = {
 
 
 def fraction_of_the_limit(data, size, batch, train, validation):
-    """Arithmetic of a training step, one core's rate of matrix products, and where the rest of the time goes."""
+    """Arithmetic of a training step, one core's rate of matrix products, and which operations take the time."""
     from regbench import cores, runtime
 
-    # A share of one core, since it is one after another that operations add up.
+    # With a share of one core, operations run one after another, so that their times add up.
     os.environ["REGBENCH_RUNS"] = str(cores.count())
     tf = runtime.start()
     import keras
@@ -212,7 +215,7 @@ def fraction_of_the_limit(data, size, batch, train, validation):
     for layer, kernel in networks.kernels(built):
         shape = layer.output.shape
         products += kernel.numpy().size * (shape[1] * shape[2] if len(shape) == 4 else 1)
-    # A product and a sum; the gradients for inputs and for weights cost as much again, each.
+    # 2: a product and a sum. 3: the forward pass, the gradient for inputs and the gradient for weights cost the same.
     operations = 2 * 3 * products
 
     batches = tf.data.Dataset.from_tensors(
@@ -255,7 +258,7 @@ def op_times(trace):
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                # A node and its operation; calls of functions are the sum of what is in them.
+                # Named "node:operation". A function call is left out: its time is the sum of the operations in it.
                 if re.fullmatch(r"[^:\s]+:\w+", name) and not name.endswith("PartitionedCall"):
                     operation = name.rsplit(":", 1)[1]
                     groups = (group for group, keys in GROUPS.items() if any(key in operation for key in keys))
@@ -264,10 +267,10 @@ def op_times(trace):
 
 
 def agreement(data, size, batch, train, validation):
-    """How far apart the weights are after some steps: ours from the article's, and the article's from itself.
+    """How far our weights are from the article's after some steps, and how far the article's are from themselves.
 
-    The second is the control: the article's network once more with its first kernel moved by one unit in the last
-    place. Training amplifies any difference in rounding; ours should lie where the control's does.
+    The second distance is the control: the article's network once more, with its first kernel moved by one unit in the
+    last place. Training amplifies any difference in rounding. Our distance should be about as large as the control's.
     """
     from regbench import runtime
 

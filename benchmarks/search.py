@@ -1,10 +1,10 @@
-"""A search beside the full grid: is the pick the same, and at how many trainings?
+"""A search compared with the full grid: is the pick the same, and how many trainings does it take?
 
     python benchmarks/search.py /tmp/search
 
-For each repetition, with seeds of its own: `regbench search`, then all strengths with all seeds, in a clone of this
-repository. What the search has trained is not trained again by the grid. On the images of the default, with the network
-that trains fastest, ten minutes a repetition on two cores; called again, it goes on. docs/search.md has the table.
+Each repetition has its own seeds and runs `regbench search`, then all strengths with all seeds, in a clone of this
+repository. The grid does not repeat trainings of the search. On the images of the default, with the network that trains
+fastest, a repetition takes ten minutes on two cores. If called again, it continues. docs/search.md has the table.
 """
 
 import argparse

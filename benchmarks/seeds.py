@@ -1,11 +1,11 @@
-"""The default with nine seeds: does each triple of them have the same verdicts, and how much do seeds differ?
+"""The default with nine seeds: do all three triples give the same verdicts, and how much do seeds differ?
 
     python benchmarks/seeds.py /tmp/seeds
 
-In a clone of this repository: `regbench repro` with seeds 0 to 2, 3 to 5, 6 to 8, then with all nine, for which nothing
-is trained again. A quarter of an hour on two cores beyond what the cache has; docs/article/README.md has the tables.
-`--triples 1` trains seeds 0 to 2 only, to see whether another make of processor gives the same verdicts. The results
-take the place of those of the same make.
+Runs `regbench repro` in a clone of this repository with seeds 0 to 2, 3 to 5 and 6 to 8, then with all nine, which
+trains nothing more. Runs that the cache lacks take a quarter of an hour on two cores. docs/article/README.md has the
+tables. `--triples 1` trains seeds 0 to 2 only, to see whether another make of processor gives the same verdicts. The
+results replace earlier ones from the same make of processor.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from regbench.search import edit
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where to clone to and to train; kept")
-    parser.add_argument("--triples", type=int, default=3, help="how many times three seeds; 3 by default")
+    parser.add_argument("--triples", type=int, default=3, help="number of triples of seeds; 3 by default")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/seeds.json")
     arguments = parser.parse_args()
     out = arguments.out.resolve()

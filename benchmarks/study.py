@@ -2,8 +2,8 @@
 
     python benchmarks/study.py /tmp/study
 
-In a clone of this repository, with its params.yaml. Writes into docs/study: params.yaml, results.json, which its README
-has tables of, and a picture of each kind. Half an hour on two cores.
+Runs in a clone of this repository, with its params.yaml. Writes params.yaml, results.json and a picture of each kind to
+docs/study, whose README shows results.json as tables. Takes half an hour on two cores.
 """
 
 import argparse

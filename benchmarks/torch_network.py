@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-# Table 2 of the MobileNetV2 paper after its first bottleneck: channels, repeats, stride of the first. Not article.py's
-# list: that imports TensorFlow, and both libraries in one process end it.
+# Table 2 of the MobileNetV2 paper after its first bottleneck: channels, repeats, stride of the first. article.py has a
+# list, too, but imports TensorFlow, and a process with both libraries crashes.
 BOTTLENECKS = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
 
 def network(num_classes):
-    """MobileNetV2, batch normalization as in Keras: float [N, 3, H, W] → logits [N, num_classes]."""
+    """MobileNetV2 with batch normalization as in Keras: float [N, 3, H, W] → logits [N, num_classes]."""
 
     def convolve(inputs, outputs, size=1, stride=1, groups=1, activate=True):
         parts = [
@@ -55,7 +55,7 @@ def steps(images, labels, batch_size, count, strength):
     kernels = [weight for weight in model.parameters() if weight.ndim == 4]
     optimizer = torch.optim.SGD(
         [
-            # PyTorch's weight decay w is the gradient of w/2 · Σw².
+            # PyTorch's weight decay d adds the gradient of d/2 · Σw².
             {"params": kernels, "weight_decay": 2 * strength},
             {"params": [weight for weight in model.parameters() if weight.ndim != 4]},
         ],

@@ -1,4 +1,4 @@
-"""Measure one trained model, by its plan."""
+"""Measure one trained model, as its plan says."""
 
 import argparse
 import sys

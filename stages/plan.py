@@ -1,10 +1,10 @@
-"""Write plans/: what each stage is a function of, besides images and models."""
+"""Write plans/: everything that a stage's results depend on, except images and models."""
 
 import argparse
 import sys
 from pathlib import Path
 
-# This copy's code, whatever the working directory: also in the copies that `dvc exp run --temp` makes.
+# Import this copy's code, in any working directory, also in the copies that `dvc exp run --temp` makes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from regbench import errors, params, plan

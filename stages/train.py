@@ -1,4 +1,4 @@
-"""Train one model, by its plan."""
+"""Train one model, as its plan says."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ def main() -> None:
     run = parser.parse_args().run
     settings = plan.read(f"plans/{run}/train.json")
     live.require(live.wanted())
-    # TensorFlow loads from here on: a missing plan has been reported by now.
+    # TensorFlow loads only now, so a missing plan is reported at once.
     runtime.start(deterministic=settings["train"].deterministic, jit=settings["train"].jit)
     from regbench.training import fit
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that reaches nothing but this machine."""
+"""A headless Chromium that can reach only this machine."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ needed = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 
 
 def chromium(url, folder, *arguments, milliseconds=5000):
-    """Open a page, let its clock run for so long, and return what Chromium prints.
+    """Open a page, let its clock run for some time, and return what Chromium prints.
 
     Args:
         url: of the page.
         folder: for Chromium's own files.
         arguments: what to do with the page: --dump-dom, --screenshot=PATH.
-        milliseconds: how long; the page's clock runs ahead while it waits for nothing.
+        milliseconds: time on the page's clock; this clock runs ahead of real time while no request is pending.
     """
     command = (
         PROGRAM,

@@ -1,9 +1,10 @@
 """Three Ray nodes on this machine, with folders of their own, killed at random moments; then the bits are compared.
 
 While `make repro CLUSTER=…` runs, every few seconds one of these happens: a worker is killed, a training is killed, a
-node is lost and another comes with an empty folder, the head is killed and started again, the remote goes away for a
-while. Then the summary has to equal that of one machine in sequence, no run that was done may have begun again, and
-nothing may be left to do. Prints JSON; ends with 1 where one of these does not hold. Needs `make cluster`.
+node is lost and another joins with an empty folder, `regbench repro` is killed and started again, the remote store goes
+away for a while. Afterwards the summary must equal that of the same runs on one machine in sequence, no finished run
+may have started again, and nothing may be left to do. Prints JSON. Exits with 1 if one of these does not hold. Needs
+`make cluster`.
 
     PYTHONPATH=src:tests python tests/cluster_killed.py --seeds 1
 """
@@ -43,7 +44,7 @@ def main():
 
 
 def try_to_break(folder, chance, seeds, pause):
-    """Run the matrix while things are killed; what happened, and what came out."""
+    """Run the matrix while things are killed; returns how often each event happened, and what the checks found."""
     images = folder / "images"
     scratch.write_image_folder(images)
     chosen = scratch.tiny_params(images, **scratch.TINIEST, **{"train.epochs": 3, "seeds": list(range(seeds))})
@@ -67,10 +68,10 @@ def try_to_break(folder, chance, seeds, pause):
             code = None
         if code == 0:
             break
-        event = "head" if code else chance.choice(EVENTS)
+        event = "failed" if code else chance.choice(EVENTS)
         happened[event] += 1
         print(f"{time.monotonic() - started:.0f} s: {event}", file=sys.stderr, flush=True)
-        if event == "head":
+        if event in ("head", "failed"):
             head.kill()
             head.wait()
             logs.append(folder / f"log{len(logs)}")
@@ -90,8 +91,11 @@ def try_to_break(folder, chance, seeds, pause):
     texts = [log.read_text() for log in logs]
     done, again = set(), []
     for text in texts:
-        again += [run for run in re.findall(r"^(\S+) running on", text, re.MULTILINE) if run in done]
-        done |= set(re.findall(r"^(\S+) done on", text, re.MULTILINE))
+        for run, state in re.findall(r"^(\S+) (running|done) on", text, re.MULTILINE):
+            if state == "done":
+                done.add(run)
+            elif run in done:
+                again.append(run)
     return {
         "runs": 3 * seeds,
         "events": dict(happened),
@@ -107,7 +111,7 @@ def try_to_break(folder, chance, seeds, pause):
 
 
 def medians(text):
-    """What the runs that were done took, each step by itself."""
+    """{step: median seconds over the finished runs}."""
     return {
         step: statistics.median(float(value) for value in re.findall(rf"{step} ([\d.]+)", text))
         for step in ("clone and pull", "train and evaluate", "push")
@@ -115,7 +119,7 @@ def medians(text):
 
 
 def away(remote, seconds):
-    """Put a file into the remote's place for a while."""
+    """Replace the remote store's folder with a file for some seconds."""
     if remote.is_dir():
         remote.rename(remote.with_name("away"))
         remote.touch()
@@ -125,7 +129,7 @@ def away(remote, seconds):
 
 
 def kill(chance, words):
-    """Kill a process with these words in its command line or its folder: a worker, or a training on a node."""
+    """Kill a random process with these words in its command line, or a training with them in its working directory."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         line = " ".join(process.info["cmdline"] or ())

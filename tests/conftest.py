@@ -1,4 +1,4 @@
-"""Fixtures for all rooms; what they are made of is in scratch.py."""
+"""Fixtures for the tests in all folders. scratch.py has the functions that they use."""
 
 import fcntl
 import gc
@@ -17,7 +17,7 @@ hypothesis_settings.load_profile("few")
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no worker has a long one left when the others have ended."""
+    """Begin with the files that take longest, so that no worker still has a long one when the others have finished."""
     seconds = Counter()
     for item in items:
         seconds[item.path] += 5 if item.get_closest_marker("dvc") else 2 if item.get_closest_marker("slow") else 0.1
@@ -25,13 +25,16 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One more than cores: a tenth of the time, a worker waits for processes; those of `make test-fast` do not."""
+    """One worker more than cores, at most four: a worker spends a tenth of its time waiting for processes.
+
+    As many as cores for `make test-fast`, where no worker waits.
+    """
     waiting = "not slow" not in config.option.markexpr
     return min(4, (os.cpu_count() or 1) + waiting)
 
 
 def pytest_collection_finish():
-    """Leave what was imported out of each later collection of garbage."""
+    """Exclude imported modules from all later garbage collections."""
     gc.collect()
     gc.freeze()
 
@@ -44,7 +47,7 @@ def cifar10_sample():
 
 @pytest.fixture(scope="module")
 def deterministic():
-    """Deterministic operations, as in a run; off again after the file, since under XLA TensorFlow refuses some."""
+    """Deterministic operations, as in a run. Off again after the file: under XLA, TensorFlow would refuse some."""
     from tensorflow.python.framework import config
 
     config.enable_op_determinism()
@@ -54,7 +57,7 @@ def deterministic():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """A function (name, build) to a folder that all processes of pytest share: the first one calls `build(folder)`."""
+    """A function of (name, build) that returns a folder all pytest processes share; the first calls `build(folder)`."""
     of_a_worker = "PYTEST_XDIST_WORKER" in os.environ
     root = tmp_path_factory.getbasetemp().parent if of_a_worker else tmp_path_factory.getbasetemp()
 
@@ -75,13 +78,13 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image_folder(once):
-    """The sample as a folder of class folders of PNGs."""
+    """The sample as PNGs, in one folder for each class."""
     return once("cifar10 sample", scratch.write_image_folder)
 
 
 @pytest.fixture(scope="session")
 def split_images(image_folder, once):
-    """The sample with a test split of its own."""
+    """The sample as PNGs, divided into a train and a test folder."""
 
     def build(folder):
         for path in sorted(image_folder.rglob("*.png")):
@@ -94,7 +97,7 @@ def split_images(image_folder, once):
 
 @pytest.fixture(scope="session")
 def trained(split_images, once):
-    """A scratch repository with none and l2 trained by `dvc repro` and committed, at the tiniest size; to be copied."""
+    """A scratch repository with none and l2, trained by `dvc repro` at the tiniest size, committed. Tests copy it."""
 
     def build(folder):
         params = scratch.tiny_params(split_images, **scratch.TINIEST)
@@ -108,7 +111,7 @@ def trained(split_images, once):
 
 @pytest.fixture
 def settings(image_folder, tmp_path):
-    """A function from changes to the tiny `params.Params`."""
+    """A function of changes that returns the tiny `params.Params` with these changes."""
     from regbench import params
 
     def load(**changes):
@@ -121,7 +124,7 @@ def settings(image_folder, tmp_path):
 
 @pytest.fixture
 def plan_of(settings):
-    """A function from a run such as "l2-0" and changes to its plans, (train, evaluate), as the stages read them."""
+    """A function of a run such as "l2-0", a folder and changes: writes the plans and reads them, [train, evaluate]."""
     from regbench import files, plan
 
     def read(run, folder, **changes):

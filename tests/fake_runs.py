@@ -1,4 +1,4 @@
-"""Runs that nobody trained: files as `train` and `evaluate` write them, with known numbers."""
+"""Fake runs: files like those that `train` and `evaluate` write, with known numbers."""
 
 from pathlib import Path
 
@@ -28,13 +28,13 @@ TWELVE = {
     "ema": ("ema", 0.99),
     "mixup_l2": [("mixup", 0.2), ("l2", 1e-4)],
 }
-"""Lines of many kinds, for `report_plan`."""
+"""Twelve lines of many kinds, for `report_plan`."""
 
 
 def report_plan(reg=None, seeds=(0,), baseline="none", costs=None, validates_on_test=False):
-    """A plan as `plan.read("plans/report.json")` returns it, of `{name: (kind, strength), or several of these}`.
+    """A plan as `plan.read("plans/report.json")` returns it, for `reg`: {name: (kind, strength) or a list of these}.
 
-    Its file is written too.
+    It also writes plans/report.json.
     """
     reg = reg or {"none": None, "l1": ("l1", 0.001), "l2": ("l2", 0.001)}
     files.write_json("plans/report.json", {"seeds": list(seeds), "reg": list(reg), "baseline": baseline})
@@ -59,19 +59,19 @@ def report_plan(reg=None, seeds=(0,), baseline="none", costs=None, validates_on_
 
 
 def right(place, seed):
-    """How many of 400 test images are right: half of them, 40 more for each line down and 8 more for each seed."""
+    """How many of 400 test images are right: 200, plus 40 times the line's place and 8 times the seed; at most all."""
     return min(IMAGES, 200 + 40 * place + 8 * seed)
 
 
 def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40, corrupted=CORRUPTED):
     """Write every run of a plan.
 
-    Validation has 20 images less right than test, training 50 more; epochs get better.
+    In validation, 20 fewer images are right than in test; in training, 50 more. Accuracy rises from epoch to epoch.
 
     Args:
-        plan: as `report_plan` gives.
-        folder: where to.
-        test: a function from a regularizer's place and a seed to how many test images are right.
+        plan: as `report_plan` returns it.
+        folder: where to write.
+        test: a function of a regularizer's place and a seed that returns how many test images are right.
         images: in each split.
         largest: how many of them are of the largest class.
         corrupted: how many test images were corrupted.
@@ -82,10 +82,10 @@ def write(plan, folder=Path("runs"), test=right, images=IMAGES, largest=40, corr
 
 
 def write_run(run, place, correct, images=IMAGES, largest=40, corrupted=CORRUPTED):
-    """Write one run, of which so many test images are right.
+    """Write one run with `correct` test images right.
 
-    Of the images that were corrupted, the same share is right before. Each level takes 5 right ones away, of brightness
-    2.
+    Of the images to be corrupted, the same share is right before corruption. Each level of a corruption makes 5 more of
+    them wrong; each level of brightness, 2 more.
     """
 
     def scores(correct):
@@ -141,7 +141,7 @@ def write_run(run, place, correct, images=IMAGES, largest=40, corrupted=CORRUPTE
 
 
 def diverge(run):
-    """Let a run that was written be one that diverged in epoch 2."""
+    """Turn a run that was written into one that diverged in epoch 2."""
     files.write_json(run / "evaluation/evaluation.json", {"diverged": True})
     rows = [[1, 1e9, 1e9, 0, 1e9, 1e9, 1e9, 0.1, 1e9, 0.1], [2, *[""] * (len(HISTORY_COLUMNS) - 1)]]
     files.write_csv(run / "history.csv", HISTORY_COLUMNS, rows)

@@ -1,8 +1,8 @@
-"""SIGKILL in the middle of `dvc repro`, again and again: is every result the same as of a run that nobody killed?
+"""SIGKILL in the middle of `dvc repro`, again and again: is every result the same as without a kill?
 
-A scratch repository at a tiny size. One run is left alone. Others are killed, DVC and all it started, once in each
-stage, at a random moment between the line that announces it and the next; `dvc repro` is started anew after each.
-`test_killed.py` does it once; for more, run this file:
+In a tiny scratch repository, one `dvc repro` is left alone. In copies of it, DVC and all processes that it started are
+killed once in each stage, at a random moment between the line that announces the stage and the next such line. After
+each kill `dvc repro` is started again. `test_killed.py` does one such round; for more, run this file:
 
     PYTHONPATH=src:tests python tests/killed.py --kills 24
 """
@@ -27,11 +27,11 @@ from scratch import Repository, copy_project, tiny_params, write_image_folder
 
 STAGES = ("plan", "prepare", "train", "evaluate", "report")
 LEFTOVERS = ("*.partial", "partial.*", "*.npz")
-"""Names of what is only there while a stage is at work."""
+"""Patterns of files that exist only while a stage runs."""
 
 
 def project(folder, images):
-    """A scratch repository with one run of a second or so, in epochs of a twentieth."""
+    """A scratch repository with one run that takes about a second, in epochs of a twentieth of a second."""
     sizes = {"data.train_images": 64, "data.validation_images": 20, "data.test_images": 20, "train.batch_size": 16}
     model = {"model.network": "small_cnn", "train.epochs": 8, "evaluate.pruning": [0.5], "report.baseline": None}
     params = tiny_params(images, **sizes, **model)
@@ -45,13 +45,13 @@ def repro(repository):
 
 
 def announced(line):
-    """The stage that a line of DVC's says is running, without its run; None for other lines."""
+    """The stage that a line of DVC's output says is running, without its run; None for other lines."""
     found = re.search(r"Running stage '([a-z]+)", line)
     return found and found[1]
 
 
 def timed(repository):
-    """Run to the end; how long each stage took, DVC's own work included, in seconds."""
+    """Run to the end; returns {stage: seconds it took}, DVC's own work included."""
     seconds, stage, since = {}, None, time.perf_counter()
     process = repro(repository)
     output = ""
@@ -68,10 +68,10 @@ def timed(repository):
 
 
 def stop(repository, stage, delay, number):
-    """Start `dvc repro` and send a signal to all of its group `delay` seconds after a stage was announced.
+    """Start `dvc repro` and send signal `number` to its process group, `delay` seconds after `stage` was announced.
 
     Returns:
-        (the stage that was running, or None where all had ended before; what was printed)
+        (the stage that was running, or None if all stages had ended before; what was printed)
     """
     process = repro(repository)
     running, output, timer = None, "", None
@@ -93,12 +93,12 @@ def stop(repository, stage, delay, number):
 
 
 def children(pid):
-    """The processes that a process started, on Linux."""
+    """The ids of the processes that a process started, as text; Linux only."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def results(repository):
-    """{path: SHA-256} of all that the pipeline made."""
+    """{path: SHA-256} of all files that the pipeline made."""
     folder, found = repository.folder, {}
     for root in ("plans", "prepared", "runs", "metrics", "plots", "report.md", "report.json"):
         for path in (folder / root).rglob("*") if (folder / root).is_dir() else [folder / root]:
@@ -108,14 +108,14 @@ def results(repository):
 
 
 def leftovers(repository):
-    """Files that only work in progress should have."""
+    """Files that should exist only while a stage runs, but are there."""
     found = [path for pattern in LEFTOVERS for path in repository.folder.rglob(pattern)]
     found += (repository.folder / ".regbench/checkpoints").glob("*")
     return sorted(str(path.relative_to(repository.folder)) for path in found)
 
 
 def compare(expected, repository):
-    """What differs from the results of the untouched run, a line each."""
+    """One line for each difference from the results of the untouched run."""
     found = results(repository)
     lines = [f"{path}: missing" for path in expected.keys() - found.keys()]
     lines += [f"{path}: should not be there" for path in found.keys() - expected.keys()]
@@ -124,14 +124,14 @@ def compare(expected, repository):
 
 
 def round_of_kills(template, folder, seconds, chance):
-    """Kill once in each stage, then run to the end; (the repository, kills by stage)."""
+    """Kill once in each stage, then run to the end; returns (the repository, kills by stage)."""
     shutil.copytree(template, folder)
     repository, kills = Repository(folder), Counter()
     for stage in STAGES:
         running, _ = stop(repository, stage, chance.uniform(0, seconds[stage]), signal.SIGKILL)
         if running:
             kills[running] += 1
-        # As `make repro` does first: where a kill cuts off DVC's writing of dvc.lock, DVC itself refuses to continue.
+        # As `make repro` does first: if DVC is killed while it writes dvc.lock, it refuses to continue by itself.
         kills["dvc.lock mended"] += "dvc.lock" in repository.regbench("mend")
     repository.dvc("repro")
     return repository, kills

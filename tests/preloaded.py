@@ -2,13 +2,14 @@
 
 The tests start more than a hundred stages and several hundred commands of DVC. Importing TensorFlow takes four seconds
 of CPU time, what the report needs one and a half, DVC half a second. Here `python SCRIPT` and `python -m MODULE` run in
-a fork that has the caller's arguments, environment variables, working directory and open files, and so does what they
-start by `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its own.
+a fork that has the caller's arguments, environment variables, working directory and open files. So do the processes
+that they start with `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its
+own.
 Programs that never import TensorFlow are forked from a small process: forking a large one takes a tenth of a second.
 
 Not for tests of how a process starts and ends: limits of the shell, environment variables that Python or a library
-reads when it starts, and signals other than SIGKILL do not reach the fork. `sys.executable` of a test is a real Python.
-With FRESH=1 in the environment, all are.
+reads when it starts, and signals other than SIGKILL do not reach the fork. In a test itself, `sys.executable` is a real
+Python. With FRESH=1 in the environment, no process is a fork.
 """
 
 import atexit
@@ -55,7 +56,7 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-"""Hands its arguments over, waits, and ends as the fork has ended."""
+"""Sends its arguments to a server, waits for the fork, and ends with the same exit code or signal."""
 
 PROGRAMS = {
     "python": """#!/bin/sh
@@ -74,7 +75,7 @@ exec '{python}' -IS '{folder}/client.py' "{folder}/$server" "$@"
 
 @functools.cache
 def programs() -> str | None:
-    """A folder for the PATH, with `python` and `dvc` that end with this process; None where no process should fork."""
+    """A folder for the PATH, with `python` and `dvc`, until this process ends; None where no process should fork."""
     if sys.platform != "linux" or os.environ.get("FRESH"):  # elsewhere system libraries do not survive a fork
         return None
     folder = Path(tempfile.mkdtemp(prefix="regbench-python-"))
@@ -82,7 +83,7 @@ def programs() -> str | None:
     for name, text in PROGRAMS.items():
         (folder / name).write_text(text.format(python=sys.executable, folder=folder))
         (folder / name).chmod(0o755)
-    # What a user's own settings would change, `regbench.runtime` sets before TensorFlow is imported.
+    # The servers import TensorFlow before `regbench.runtime` can override these settings of the user.
     neutral = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "TF_", "XLA_"))}
     servers = []
     for name in ("light", "heavy"):
@@ -121,9 +122,9 @@ def load(modules: tuple[str, ...]) -> None:
 
 
 def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
-    """Let a fork answer each caller; returns there, with the caller's arguments.
+    """Start a fork for each caller. Returns only in a fork, with the caller's arguments.
 
-    A caller hears of the fork's end, and the fork is killed where the caller ends first.
+    When the fork ends, the caller gets its exit code. If the caller ends first, the fork is killed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the callers
     woken, wake = os.pipe()
@@ -145,7 +146,7 @@ def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
                 callers[pid] = None
         while callers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if connection := callers.pop(ended[0]):
-                with contextlib.suppress(OSError), connection:  # it may have ended just now
+                with contextlib.suppress(OSError), connection:  # the caller may have ended just now
                     connection.sendall(b"%d" % os.waitstatus_to_exitcode(ended[1]))
         if listening in ready:
             load(modules)
@@ -153,7 +154,7 @@ def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
             request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
             while not request.endswith(b"\n") and (more := connection.recv(1 << 20)):
                 request += more
-            if not request.endswith(b"\n"):  # the caller was killed before it had asked
+            if not request.endswith(b"\n"):  # the caller was killed before it had sent everything
                 connection.close()
                 for number in descriptors:
                     os.close(number)
@@ -172,7 +173,7 @@ def serve(listening: socket.socket, modules: tuple[str, ...]) -> list[str]:
 
 
 def kill(pid: int) -> None:
-    """End a fork and what it has started in its session."""
+    """Kill a fork and the processes that it has started in its group."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # it has no session of its own yet
@@ -180,7 +181,7 @@ def kill(pid: int) -> None:
 
 
 def become(request: bytes, descriptors: list[int]) -> list[str]:
-    """Take over the caller's files, folder and environment; its arguments."""
+    """Take over the caller's open files, working directory and environment; returns its arguments."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -197,7 +198,7 @@ def become(request: bytes, descriptors: list[int]) -> list[str]:
 
 
 def run(arguments: list[str], executable: str) -> None:
-    """What `python` does with these arguments."""
+    """Do what `python` does with these arguments."""
     sys.executable = executable
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if arguments[0] == "-m":
@@ -211,7 +212,7 @@ def run(arguments: list[str], executable: str) -> None:
 
 
 def end(code: object) -> NoReturn:
-    """End as Python does, but leave what was imported alone: to take it down would copy the memory that is shared."""
+    """End as Python does, but without tearing down the imported modules: that would copy the shared memory."""
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
         code = 1

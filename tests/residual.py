@@ -1,4 +1,4 @@
-"""A tiny network with two shortcuts, for tests of kinds that act in the network: as a file in regbench/networks/."""
+"""A tiny network with two shortcuts, for tests of kinds that act in the network; stands for a file in networks/."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import keras
 from regbench import catalogue
 from regbench.networks.layers import BatchNormalization
 
-# Found by its name from here on, as `model.network: residual`.
+# From here on, `model.network: residual` finds it.
 sys.modules["regbench.networks.residual"] = sys.modules[__name__]
 catalogue.networks()["residual"] = catalogue.Entry("residual", Path(__file__), __doc__)
 

@@ -19,14 +19,14 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def read_sample():
-    """400 training images of CIFAR-10, 40 a class: uint8 [400, 32, 32, 3] and labels [400]."""
+    """400 training images of CIFAR-10, 40 of each class: uint8 [400, 32, 32, 3] and labels [400]."""
     sprite = np.asarray(Image.open(ROOT / "tests/cifar10_sample.png"))
     labels = json.loads((ROOT / "tests/cifar10_sample.json").read_text())
     return sprite.reshape(-1, 32, 32, 3), np.array(labels)
 
 
 def write_image_folder(folder):
-    """The sample as a folder of class folders of PNGs; the folder."""
+    """Write the sample as PNGs, in one folder for each class; returns the folder that holds these."""
     for index, (image, label) in enumerate(zip(*read_sample(), strict=True)):
         path = folder / CLASSES[label] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,14 +35,14 @@ def write_image_folder(folder):
 
 
 def simulate_gpu(folder, script):
-    """All that is there of a GPU is its driver's program nvidia-smi, this shell script, in a folder for the PATH."""
+    """Simulate a GPU by its driver's program nvidia-smi only: a shell script, in a folder to be put on the PATH."""
     folder.mkdir(exist_ok=True)
     (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "nvidia-smi").chmod(0o755)
 
 
 def history(folder):
-    """The rows of a run's history.csv, numbers as floats; None where moving averages were not asked for."""
+    """The rows of a run's history.csv, numbers as floats; None for empty columns of moving averages."""
     with open(folder / "history.csv", newline="") as file:
         return [
             {key: None if key.endswith("_moving") and not value else float(value) for key, value in row.items()}
@@ -58,11 +58,11 @@ TINIEST = {
     "model.width": 0.25,
     "evaluate.pruning": [],
 }
-"""For `tiny_params`, where it only matters that a stage runs."""
+"""Changes for `tiny_params`, for tests where it only matters that a stage runs."""
 
 
 def tiny_params(folder, **changes):
-    """The committed params, at a few steps and one seed; `changes` are like {"train.epochs": 2, "seeds": [0]}."""
+    """The committed params, with few steps and one seed; `changes` are like {"train.epochs": 2, "seeds": [0]}."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     changes = {
         "data.dataset": str(folder),
@@ -105,13 +105,13 @@ class Repository:
         return environment
 
     def preloaded(self):
-        """The same, where `python`, `dvc` and its stages are `preloaded`."""
+        """The same environment, but `python`, `dvc` and its stages start as forks (preloaded.py)."""
         found = self.environment()
         found["PATH"] = os.pathsep.join(filter(None, [preloaded.programs(), found["PATH"]]))
         return found
 
     def run(self, *command, check=True, **environment):
-        """Run a command in it, `preloaded`; what it printed, colours removed."""
+        """Run a command in it, `preloaded`; returns what it printed, without colours."""
         environment = self.preloaded() | environment
         done = subprocess.run(command, cwd=self.folder, env=environment, text=True, capture_output=True)
         output = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout + done.stderr)
@@ -121,7 +121,7 @@ class Repository:
         return output
 
     def start(self, *command, **environment):
-        """Start a command in it, `preloaded`, in a process group of its own, for SIGKILL; its output is a pipe."""
+        """Start a command in it, `preloaded`, in its own process group, which tests can kill; its output is a pipe."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -149,7 +149,7 @@ class Repository:
         (self.folder / path).write_text(text)
 
     def forget_outputs(self, *runs):
-        """Let dvc.lock name other outputs of runs than those made here, as if by a machine of another make."""
+        """Change the hashes of runs' outputs in dvc.lock, as if another make of machine had written it."""
         lock = yaml.safe_load(self.read("dvc.lock"))
         for name in (f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")):
             stage = lock["stages"][name]
@@ -159,7 +159,7 @@ class Repository:
         self.write("dvc.lock", yaml.safe_dump(lock))
 
     def replace(self, path, old, new):
-        """Replace a piece of text that is in a file once."""
+        """Replace a text that occurs exactly once in a file."""
         text = self.read(path)
         assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path}"
         self.write(path, text.replace(old, new))
@@ -173,7 +173,7 @@ def copy_project(folder, params):
         capture_output=True,
         check=True,
     )
-    # README.md and docs/ have tables of the committed results.
+    # README.md and docs/ are left out, too: they have tables of the committed results.
     results = ("dvc.lock", "report.md", "report.json", "README.md")
     for name in listed.stdout.decode().split("\0"):
         if (
@@ -192,5 +192,5 @@ def copy_project(folder, params):
 
 
 def stages_run(output):
-    """The names of the stages that a dvc command really ran."""
+    """The names of the stages that a dvc command ran, not those that it skipped."""
     return re.findall(r"Running stage '([^']+)'", output)

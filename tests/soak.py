@@ -2,8 +2,8 @@
 
     PYTHONPATH=src:tests python tests/soak.py --experiments 30
 
-Prints JSON: what each kind of file takes after the first third of the experiments, the second and the last, and the
-peak memory of their processes. Fails where an experiment fails, or where something is left that nobody wants.
+Prints JSON: how many files of each kind there are after each third of the experiments and how large they are, and the
+peak memory of the experiments' processes. Fails if an experiment fails, or if unwanted files are left.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from scratch import copy_project, tiny_params, write_image_folder
 WANTED = {
     "results": ("runs", "plans", "prepared", "metrics", "plots", "report.md", "report.json"),
     "cache": (".dvc/cache/files",),  # outputs by content: `dvc gc -w` keeps those of the workspace
-    "run cache": (".dvc/cache/runs",),  # which stage on which inputs gave which outputs: going back trains nothing
+    "run cache": (".dvc/cache/runs",),  # the outputs of each stage with each input: going back trains nothing
     "scratch": (".regbench", ".dvc/tmp"),
-    "git": (".git",),  # a commit an experiment, in refs/exps: `dvc exp remove -A` and `git gc`
+    "git": (".git",),  # a commit for each experiment, in refs/exps: `dvc exp remove -A` and `git gc`
 }
 
 
@@ -47,7 +47,7 @@ def random_changes(chance):
 
 
 def sizes(folder):
-    """{kind of file: (how many, kilobytes)} in the repository."""
+    """{kind of file: {"files": how many, "kb": kilobytes}} in the repository."""
     found = {}
     for kind, roots in WANTED.items():
         files = [path for root in roots for path in [folder / root, *(folder / root).rglob("*")] if path.is_file()]
@@ -65,6 +65,7 @@ def main():
         temporary = Path(scratch) / "tmp"
         temporary.mkdir()
         os.environ["TMPDIR"] = str(temporary)
+        os.environ["FRESH"] = "1"  # no forks of preloaded.py: this process could not measure their memory
         images = write_image_folder(Path(scratch) / "images")
         few = {"data.train_images": 80, "data.validation_images": 20, "data.test_images": 20, "model.width": 0.1}
         params = tiny_params(images, **few, **{"evaluate.pruning": [0.5]})
@@ -76,7 +77,7 @@ def main():
             diverged += sum("diverged" in row for row in json.loads(repository.read("metrics/summary.json")).values())
             if number % max(1, arguments.experiments // 3) == 0:
                 taken[f"after {number}"] = sizes(repository.folder) | {
-                    # Of the largest process so far, so it can't hide a growing one.
+                    # The maximum over all processes so far, so it shows if any of them grows.
                     "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
                 }
                 print(number, json.dumps(taken[f"after {number}"]), file=sys.stderr, flush=True)

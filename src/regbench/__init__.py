@@ -1,6 +1,6 @@
 """regbench: what does this regularizer do to my image classifier?
 
-In Python, to use a model that it trained:
+To use a trained model in Python:
 
     model = regbench.load("runs/l2-0/model.keras")
     classes = regbench.metadata("runs/l2-0/model.keras")["classes"]
@@ -22,7 +22,7 @@ def load(path: str | os.PathLike) -> "keras.Model":
         path: of model.keras.
 
     Raises:
-        regbench.errors.UserError: there is no such file, or it is damaged or no model.
+        regbench.errors.UserError: there is no such file, or it is damaged or not a model.
     """
     from regbench.evaluation import saved
 
@@ -30,7 +30,7 @@ def load(path: str | os.PathLike) -> "keras.Model":
 
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what a trained model's file says of it: its classes, what goes in and comes out, which run it is.
+    """Read the metadata in a trained model's file: its classes, its input and output, and its run.
 
     Args:
         path: of model.keras.

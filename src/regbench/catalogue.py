@@ -1,8 +1,9 @@
-"""Which kinds of regularizer and which networks there are: a file each, read without TensorFlow.
+"""The kinds of regularizer and the networks that exist: one file for each, read without TensorFlow.
 
-A file in `regularizers/` is a kind and a file in `networks/` is a network, under the file's name. Networks are also
-those of `keras.applications`, under Keras's names, and a user's own, `./file.py:function`. Params, plan, error messages
-and `regbench list` learn of them here, from the files' syntax: importing them would import TensorFlow.
+Each file in `regularizers/` is a kind and each file in `networks/` is a network. Its name is the file's name. Further
+networks are those of `keras.applications`, under Keras's names, and a user's own, `./file.py:function`. Params, plan,
+error messages and `regbench list` get them from here. The files are parsed, since importing them would import
+TensorFlow.
 """
 
 import ast
@@ -18,7 +19,11 @@ from regbench.errors import UserError
 
 PACKAGE = Path(__file__).parent
 SCOPES = ("all", "backbone", "head", "no_depthwise")
-"""Which weights: all; kernels but the head's; kernel and bias of the head, the last Dense layer; all but depthwise."""
+"""The weights that a kind covers.
+
+`head`: kernel and bias of the last Dense layer. `backbone`: all other kernels. `all`: both. `no_depthwise`: `all`
+without depthwise kernels.
+"""
 
 PLACES = {
     "in_network": "the network",
@@ -27,7 +32,7 @@ PLACES = {
     "climb": "steps",
     "stops": "epochs",
 }
-"""What a kind that covers no weights acts on, by the function that it has."""
+"""{function in a kind's file: what the kind acts on}, for kinds that cover no weights."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,12 @@ class Entry:
     Attributes:
         name: the file's name without suffix.
         path: the file.
-        docstring: the file's.
-        scope: of a kind, which weights it covers where `reg` does not say; None where it covers none, as of a network.
+        docstring: the file's docstring.
+        scope: the weights that a kind covers by default; None if it covers no weights, and for a network.
         highest: the highest strength that a kind takes.
         whole: whether a kind takes whole numbers only.
         excludes: other kinds that a line with this kind may not have.
-        functions: the names of the file's functions, which of a kind say where it acts.
+        functions: the names of the file's functions; those of a kind show where it acts.
     """
 
     name: str
@@ -74,13 +79,13 @@ def kinds() -> dict[str, Entry]:
 
 @cache
 def networks() -> dict[str, Entry]:
-    """The networks, by name. `layers.py` and `copies.py` beside them are what they are made of."""
+    """The networks, by name, without `layers.py` and `copies.py`, which the networks use."""
     return {name: entry for name, entry in _entries("networks").items() if name not in ("layers", "copies")}
 
 
 @cache
 def applications() -> dict[str, Path]:
-    """{name: Keras's file that builds it} of the networks of `keras.applications`; Keras is not imported."""
+    """{name: Keras's file that builds it} for the networks of `keras.applications`; Keras is not imported."""
     found = importlib.util.find_spec("keras")
     listed = Path(found.origin).parent / "applications/__init__.py" if found and found.origin else None
     if listed is None or not listed.is_file():
@@ -100,9 +105,9 @@ class Network:
 
     Attributes:
         name: as in params.
-        sources: the project's Python files that build it; those that they import are not among them.
-        options: which keys of `model:` its `build` takes as arguments.
-        smallest: the least side of its input, in pixels.
+        sources: the project's Python files that build it, without the files that these import.
+        options: the names of the arguments that it takes, among them keys of `model:`.
+        smallest: the smallest allowed side of its input, in pixels.
         own: whether it is a user's own, `./file.py:function`.
     """
 
@@ -114,10 +119,10 @@ class Network:
 
 
 def network(name: str) -> Network:
-    """Find a network by what `model.network` says.
+    """Find a network by the value of `model.network`.
 
     Raises:
-        UserError: there is none; the message says which ones are near.
+        UserError: there is no such network; the message suggests a similar name.
     """
     if name in networks():
         path = networks()[name].path
@@ -136,7 +141,7 @@ def network(name: str) -> Network:
 
 
 def _application(name: str) -> Network:
-    """A network of `keras.applications`; its options and least size are read from Keras's own file."""
+    """A network of `keras.applications`; its options and smallest size are read from Keras's own file."""
     tree = syntax(applications()[name])
     options = {"batch_norm_momentum"} | ({"width"} if "alpha" in _arguments(_function(tree, name)) else set())
     sizes = [
@@ -148,7 +153,7 @@ def _application(name: str) -> Network:
 
 
 def own(name: str) -> tuple[Path, ast.AST]:
-    """The file of a user's own network, `./file.py:function`, and what defines the function in it.
+    """The file of a user's own network, `./file.py:function`, and the syntax node that defines the function.
 
     Raises:
         UserError: the file is missing, outside of the project or not Python, or has no such function at its top level.
@@ -176,7 +181,7 @@ def own(name: str) -> tuple[Path, ast.AST]:
 
 
 def _function(tree: ast.Module, name: str) -> ast.AST | None:
-    """What defines a function at the top level of a file: `def`, an assignment or an import."""
+    """The node that defines a function at the top level of a file: a `def`, an assignment or an import."""
     for node in tree.body:
         names = []
         if isinstance(node, ast.FunctionDef):
@@ -197,14 +202,14 @@ def _arguments(function: ast.AST | None) -> frozenset[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like this one, whatever their cases; None where none is like it."""
+    """The known name that is most similar to this one, ignoring case; None if none is similar."""
     names = {it.lower(): it for it in known}
     found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     return names[found[0]] if found else None
 
 
 def is_file(path: str) -> bool:
-    """Whether there is such a file; false where the text can't be a path at all."""
+    """Whether there is such a file; False also if the text can't be a path."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -212,7 +217,7 @@ def is_file(path: str) -> bool:
 
 
 def syntax(path: Path) -> ast.Module:
-    """The syntax tree of a Python file; a `UserError` where it is not valid."""
+    """The syntax tree of a Python file. Raises a `UserError` if it is not valid Python."""
     try:
         return ast.parse(path.read_bytes())
     except SyntaxError as error:

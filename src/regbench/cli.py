@@ -12,33 +12,33 @@ from regbench.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a subcommand; exit code 1 where something is wrong, with a message."""
+    """Run a subcommand. On an error, end with a message and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that knows no × is no reason to stop
+        stream.reconfigure(errors="replace")  # do not stop because a terminal can't show ×
     chosen = _parser().parse_args(arguments)
     chosen.given = sys.argv[1:] if arguments is None else arguments
 
     def call() -> None:
         check_code()
-        # The others need no project, a model's path will do.
+        # `list` needs no project; `predict` and `export` can work with the path of a model alone.
         if chosen.call not in (list_, predict, export):
             check_project()
         chosen.call(chosen)
 
     try:
         errors.run(call, continues=chosen.call not in (predict, export, show))
-    except BrokenPipeError:  # whoever read the output has stopped; a line more would fail again
+    except BrokenPipeError:  # the reader of the output has stopped; writing another line would fail again
         os._exit(1)
 
 
 def check_project() -> None:
-    """Raise a `UserError` in a folder that is not a project's."""
+    """Raise a `UserError` if the working directory is not a project's folder."""
     if not Path("dvc.yaml").exists():
         raise UserError(f"{Path.cwd()} is not the folder of a regbench project: it has no dvc.yaml")
 
 
 def check_code() -> None:
-    """Raise a `UserError` in a project that this program is not part of: it would judge one by the code of another."""
+    """Raise a `UserError` if the project here has its own regbench: this one would judge it by other code."""
     code = Path("src/regbench").resolve()
     if code.is_dir() and code != Path(__file__).resolve().parent:
         raise UserError(
@@ -71,10 +71,10 @@ def repro(arguments: argparse.Namespace) -> None:
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """Find a strength: train few of many, choose by validation accuracy, compare the choice with the baseline on test.
+    """Find a strength: train a few of many, choose by validation accuracy, compare it with the baseline on test.
 
-    Each round is an experiment of DVC's, trained in a copy of the project. What was trained before is not trained
-    again, and a search that was killed goes on when the same command is called again.
+    Each round is a DVC experiment, trained in a copy of the project. What was trained before is not trained again. If a
+    search was killed, the same command continues it.
     """
     from regbench import params
     from regbench.search import line, proposals, search
@@ -106,35 +106,35 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def watch(arguments: argparse.Namespace) -> None:
-    """Draw the curves of the runs while they train, in a page of the browser that updates itself. Ctrl-C ends it."""
+    """Draw the curves of the runs while they train, in a browser page that updates itself. Ctrl-C ends it."""
     from regbench.runner import watch
 
     watch.watch(arguments.port)
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Show the workspace, DVC's experiments and commits in a table: what each changed, and what came out."""
+    """Show the workspace, DVC's experiments and commits in a table, with their changes and results."""
     from regbench.review import experiments
 
     experiments.show(arguments.commits, arguments.sort, arguments.md, arguments.csv)
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Fail unless the committed results are those of the committed params and code. It needs Git only, no models."""
+    """Fail unless the committed results match the committed params and code. It needs only Git, no models."""
     from regbench.review import check
 
     check.verify()
 
 
 def pr_report(arguments: argparse.Namespace) -> None:
-    """Print what changed since another commit, as Markdown for a pull request. It needs Git only, no models."""
+    """Print what changed since another commit, as Markdown for a pull request. It needs only Git, no models."""
     from regbench.review import pull_request
 
     print(pull_request.report(arguments.base, arguments.images))
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Print what changed from one commit or experiment to another, as Markdown. It needs Git only, no models."""
+    """Print what changed from one commit or experiment to another, as Markdown. It needs only Git, no models."""
     from regbench.review import pull_request
 
     print(pull_request.between(arguments.first, arguments.second, arguments.images))
@@ -170,15 +170,15 @@ def list_(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Name the class of each image, by a trained model, and its probability.
+    """Print the class that a trained model predicts for each image, and its probability.
 
-    Images are read and resized as the images that the model was trained on. Those that can't be read are skipped.
+    Images are read and resized like the images that the model was trained on. Those that can't be read are skipped.
     """
     from regbench import runtime
     from regbench.evaluation import classify, saved
 
     model, files = saved.find(arguments.model), classify.find(arguments.images)
-    saved.metadata(model)  # what is wrong with the file is said before TensorFlow starts
+    saved.metadata(model)  # reports a problem with the file before TensorFlow starts
     runtime.start(threads=runtime.evaluation_threads())
     classify.show(model, files, arguments.csv)
 
@@ -186,7 +186,7 @@ def predict(arguments: argparse.Namespace) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained model in a format that other programs read: uint8 images in, logits out.
 
-    A .json beside it has the names of the classes.
+    A .json file beside it has the names of the classes.
     """
     from regbench import runtime
     from regbench.evaluation import export, saved
@@ -210,13 +210,14 @@ def docs(arguments: argparse.Namespace) -> None:
     """Fill the marked tables of README.md and docs/ from the committed JSON. `regbench repro` does it too."""
     from regbench.review import blocks
 
-    print("\n".join(f"written: {path}" for path in blocks.fill()) or "Every table is what the JSON says.")
+    print("\n".join(f"written: {path}" for path in blocks.fill()) or "All tables are up to date.")
 
 
 def push(arguments: argparse.Namespace) -> None:
-    """Send results to DVC's remote store: those of all commits of this branch, and of states that were tried.
+    """Send results to DVC's remote store: those of all commits of this branch, and of other states tried here.
 
-    A clone at any of these commits then trains nothing, nor does `dvc exp run --pull` of a state that was tried here.
+    After that, a clone at any of these commits trains nothing. Neither does `dvc exp run --pull` for a state that was
+    tried here.
     """
     from regbench.runner import store
 
@@ -227,9 +228,10 @@ def push(arguments: argparse.Namespace) -> None:
             "s3://bucket/regbench`, and commit .dvc/config"
         )
     sent = store.push()
+    commits = "1 commit has" if sent["commits"] == 1 else f"{sent['commits']:,} commits have"
     print(
-        f'{sent["commits"]:,} commits have results. {sent["files"]:,} files that the remote store "{remote}" lacked '
-        f"were sent, and the run cache ({sent['entries']:,} entries)"
+        f'{commits} results. {sent["files"]:,} files that the remote store "{remote}" lacked were sent, and the run '
+        f"cache ({sent['entries']:,} entries)"
     )
     if sent["lost"]:
         print(f'{sent["lost"]:,} files of older states are neither in DVC\'s cache nor in "{remote}"')
@@ -352,7 +354,7 @@ def _whole(text: str, low: int) -> int:
 
 
 def _activation() -> str | None:
-    """The command after which `dvc` is found, or None where it is found already."""
+    """The shell command that puts this environment's `dvc` on the PATH; None if it is there already."""
     folder = Path(sys.executable).parent
     found = shutil.which("dvc")
     if found and Path(found).parent == folder:

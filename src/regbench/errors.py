@@ -1,4 +1,4 @@
-"""Errors that the user can mend: reported in plain words, without a traceback."""
+"""Errors that the user can fix: reported in plain words, without a traceback."""
 
 import ctypes
 import errno
@@ -14,16 +14,17 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None], continues: bool = True) -> None:
-    """Call a script's `main`; end with a message and exit code 1 on a `UserError`, in one line when interrupted.
+    """Call a script's `main`. End with a message instead of a traceback if the user can fix the error.
 
-    With `continues`, that line says that `make repro` continues. That a disk is full or that a folder can't be written
-    is said in words, too.
+    Such errors are a `UserError`, a full disk, and files that can't be written or read; the exit code is 1. After
+    Ctrl-C, end with one line and exit code 130. With `continues`, this line says that `make repro` continues.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # class names may have letters that a terminal can't show
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped (SIGTERM); `make repro` continues from here"))
+    then = "; `make repro` continues from here" if continues else ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"stopped (SIGTERM){then}"))
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        # Ask Linux to end this stage with the DVC that started it: else the next DVC's stage would run beside it.
+        # Let Linux end this stage when the DVC that started it ends. Otherwise a later DVC's stage could run beside it.
         set_signal_on_parents_death = 1
         ctypes.CDLL(None).prctl(set_signal_on_parents_death, signal.SIGTERM)
     try:
@@ -35,16 +36,16 @@ def run(main: Callable[[], None], continues: bool = True) -> None:
             sys.exit(f"error: {message}")
         raise
     except KeyboardInterrupt:
-        print("\ninterrupted" + "; `make repro` continues from here" * continues, file=sys.stderr)
+        print(f"\ninterrupted{then}", file=sys.stderr)
         sys.exit(130)
 
 
 def in_words(error: Exception) -> str | None:
-    """What an OSError says about the disk and what to do; None for any other error."""
+    """A message for an OSError about a full disk or a path that can't be written or read; None for other errors."""
     if not isinstance(error, OSError):
         return None
     where = error.filename or Path.cwd()
-    # Of a short write NumPy's error says only how many bytes were written.
+    # After an incomplete write, NumPy's error has no errno; it says only how many bytes were written.
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or " requested and " in str(error):
         return (
             f"no space is left for {where} ({error.strerror or error}). Free some and run again; it continues from here"

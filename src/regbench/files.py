@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import csv
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file to write: beside its place, and renamed into it once everything is written."""
+    """Open a text file for writing, under a temporary name; it is renamed to `path` once everything is written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.partial")
@@ -26,7 +26,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """What `write_json` writes."""
+    """A value as the text that `write_json` writes."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 

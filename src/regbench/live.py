@@ -1,7 +1,7 @@
-"""What a training says while it runs: a line an epoch, a log that grows, and views for TensorBoard and DVCLive.
+"""What a training reports while it runs: one line per epoch, a log, and views for TensorBoard and DVCLive.
 
-DVC's outputs appear whole, when a stage has ended. So what grows is the log, `.regbench/log/RUN.csv`; `regbench watch`
-draws it. The lines are what the runner's table is made of. No result depends on anything here.
+DVC's outputs appear only when a stage has ended. So a separate log, `.regbench/log/RUN.csv`, gets a row after each
+epoch; `regbench watch` draws it. The runner makes its table from the printed lines. No result depends on anything here.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ PACKAGES = {"tensorboard": "tensorboard", "dvclive": "dvclive"}
 """{key under `live` in params.yaml: the package that it needs}."""
 
 
-# A line an epoch
+# One line per epoch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Epoch:
         epoch, epochs: its number, from 1, and how many there will be.
         cross_entropy, reg_loss, accuracy: of training; val_cross_entropy, val_accuracy: of validation.
         images_per_second: in training.
-        left: seconds that the epochs to come will take.
+        left: estimated seconds for the remaining epochs.
     """
 
     run: str
@@ -78,7 +78,7 @@ _DIVERGED = re.compile(r"\S+ diverged: its loss was ")
 
 
 def parse(line: str) -> Epoch | None:
-    """The epoch that a printed line is of, None for any other line."""
+    """The epoch that a printed line reports; None for any other line."""
     found = _LINE.fullmatch(line.strip())
     if not found:
         return None
@@ -97,7 +97,7 @@ def parse(line: str) -> Epoch | None:
 
 
 def diverged(run: str, loss: float, epoch: int) -> str:
-    """The line of a training that ends because its loss is not finite."""
+    """The line that a training prints when it ends because its loss is not finite."""
     return (
         f"{run} diverged: its loss was {loss} in epoch {epoch}; "
         "lower train.learning_rate or the strength of the regularizer"
@@ -105,7 +105,7 @@ def diverged(run: str, loss: float, epoch: int) -> str:
 
 
 def says_diverged(line: str) -> bool:
-    """Whether a printed line is that of `diverged`."""
+    """Whether a printed line comes from `diverged`."""
     return bool(_DIVERGED.match(line))
 
 
@@ -116,15 +116,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# The log that grows
+# The log
 
 
 class Log:
-    """The log of one run, and the views that params.yaml asks for. It is locked while the training goes on.
+    """The log of one run, and the views that params.yaml asks for. The log is locked while the training goes on.
 
     Args:
         run: the run's key.
-        rows: the epochs that were trained before, as history has them; what else the log holds is removed.
+        rows: the epochs that were trained before, as history has them; the log's other rows are removed.
         views: whether to write the views, too.
     """
 
@@ -146,14 +146,14 @@ class Log:
             view.add(row)
 
     def close(self) -> None:
-        """Say that the training has ended."""
+        """Close the views and the log, whose lock is released: the training has ended."""
         self.file.close()
         for view in self.views:
             view.close()
 
 
 def read(run: str) -> list[dict[str, float]]:
-    """The epochs in the log of a run, in order; NaN where the log does not say. Nothing where there is no log."""
+    """The epochs in the log of a run, in order, with NaN for missing values. Empty if there is no log."""
     try:
         text = log_of(run).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -163,7 +163,7 @@ def read(run: str) -> list[dict[str, float]]:
 
 
 def rows_of(lines: Iterable[str]) -> list[dict[str, float]]:
-    """The rows of a log or of a history.csv, {column of `COLUMNS`: value}; NaN where it does not say."""
+    """The rows of a log or of a history.csv, {column of `COLUMNS`: value}, with NaN for missing values."""
     found = []
     for row in csv.DictReader(lines):
         numbers = {name: _number(row.get(name)) for name in COLUMNS}
@@ -173,7 +173,7 @@ def rows_of(lines: Iterable[str]) -> list[dict[str, float]]:
 
 
 def training(run: str) -> bool:
-    """Whether a process trains this run on this machine now."""
+    """Whether a process on this machine trains this run now. Always False on Windows."""
     with contextlib.suppress(OSError), open(log_of(run), encoding="utf-8") as file:
         try:
             if fcntl:
@@ -184,7 +184,7 @@ def training(run: str) -> bool:
 
 
 def log_of(run: str) -> Path:
-    """Where the log of a run is."""
+    """The path of a run's log."""
     return LOG / f"{run}.csv"
 
 
@@ -203,7 +203,7 @@ def _number(text: str | None) -> float:
 
 
 class View(Protocol):
-    """Takes the epochs of one run, those that were trained before first."""
+    """Takes the epochs of one run: first `rows`, those that were trained before, then new ones."""
 
     def __init__(self, run: str, rows: Iterable[Mapping]) -> None: ...
 
@@ -265,7 +265,7 @@ class DVCLive:
         self.live.next_step()
 
     def close(self) -> None:
-        """Wait until Studio, where a token for it is set, has everything."""
+        """End DVCLive. If a token for Studio is set, wait until Studio has everything."""
         self.live.end()
 
 
@@ -275,8 +275,8 @@ VIEWS: dict[str, type[View]] = {"tensorboard": TensorBoard, "dvclive": DVCLive}
 def wanted(path: str | Path = "params.yaml") -> list[str]:
     """The views that params.yaml asks for.
 
-    A plan does not hold them: no result depends on them. `REGBENCH_LIVE=off` in the environment switches them off; the
-    nodes of a cluster get it.
+    They are not in a plan, since no result depends on them. `REGBENCH_LIVE=off` in the environment switches them off.
+    It is set on the nodes of a cluster.
     """
     if os.environ.get("REGBENCH_LIVE") == "off":
         return []
@@ -288,7 +288,7 @@ def wanted(path: str | Path = "params.yaml") -> list[str]:
 
 
 def require(views: Iterable[str]) -> None:
-    """Raise a `UserError` where the package of a view is not installed."""
+    """Raise a `UserError` if the package for a view is not installed."""
     for name in views:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(

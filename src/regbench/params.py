@@ -19,11 +19,11 @@ from regbench.catalogue import SCOPES
 from regbench.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-NAME_RULE = "a lower-case letter, then lower-case letters, digits or underscores"
+LONGEST_NAME = 40
 
 
 class ParamsError(UserError):
-    """params.yaml can't be used. `problems` holds a line for each mistake."""
+    """params.yaml can't be used. `problems` holds one line for each mistake."""
 
     def __init__(self, path: Path, problems: Iterable[str]):
         self.problems = tuple(problems)
@@ -116,7 +116,7 @@ class Report(Section):
 
 
 class Cluster(Section):
-    """What a run asks Ray for. Nothing of a result depends on it."""
+    """What a run asks Ray for. No result depends on it."""
 
     cpus: float = Field(default=1, gt=0, le=1024, description="a number above 0, at most 1024")
     gpus: Annotated[float, Field(ge=0, le=64)] | None = Field(
@@ -125,7 +125,7 @@ class Cluster(Section):
 
 
 class Live(Section):
-    """What other programs see of a training while it runs. Nothing of a result depends on it."""
+    """What other programs see of a training while it runs. No result depends on it."""
 
     tensorboard: bool = Field(default=False, description="true or false")
     dvclive: bool = Field(default=False, description="true or false")
@@ -133,7 +133,7 @@ class Live(Section):
 
 @dataclass(frozen=True)
 class Term:
-    """One kind of regularizer at one strength, and which weights it covers; no scope: it does not act on weights."""
+    """One kind of regularizer, its strength, and the weights it covers; scope None: it does not act on weights."""
 
     kind: str
     strength: float
@@ -149,20 +149,20 @@ class Regularizer:
 
     @property
     def active(self) -> dict[str, Term]:
-        """{kind: term} of the terms that do something: a strength of 0 is no regularizer."""
+        """{kind: term} for the terms that do something: a strength of 0 means no regularizer."""
         return {term.kind: term for term in self.terms if term.strength}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model of the matrix."""
+    """One model to train: a key under `reg` and a seed."""
 
     name: str
     seed: int
 
     @property
     def key(self) -> str:
-        """What DVC calls it: `train@l2-0`, `runs/l2-0`."""
+        """The run's name in DVC: `l2-0`, as in `train@l2-0` and `runs/l2-0`."""
         return f"{self.name}-{self.seed}"
 
 
@@ -185,11 +185,11 @@ class Params(Section):
 
     @property
     def runs(self) -> list[Run]:
-        """One for each key under `reg` and each seed, in the order of params."""
+        """One run for each key under `reg` and each seed, in the order of params."""
         return [Run(name, seed) for name in self.reg for seed in self.seeds]
 
     def run(self, name: str, seed: int) -> Run:
-        """The run of a key under `reg` and a seed; a `UserError` where params has no such run."""
+        """The run of a key under `reg` and a seed. Raises a `UserError` if params has no such run."""
         if name not in self.reg:
             raise UserError(f"{name} is not a key under reg: in params.yaml; {_nearest(name, self.reg)}")
         if seed not in self.seeds:
@@ -227,13 +227,13 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
 
     problems = []
     if isinstance(raw.get("reg"), dict):
-        raw["reg"] = {name: _regularizer(name, value, problems) for name, value in raw["reg"].items()}
+        raw["reg"] = {name: regularizer(name, value, problems) for name, value in raw["reg"].items()}
     params = None
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        # The lines of `reg` have been checked above, and their problems noted. Of a list with a wrong item, the item is
-        # enough.
+        # The lines of `reg` have been checked above, and their problems noted. For a list with a wrong item, only the
+        # item's error is kept.
         places = {it["loc"][:-1] for it in error.errors()}
         errors = [it for it in error.errors() if it["loc"] not in places]
         problems.extend(_describe(it) for it in errors if it["loc"][0] != "reg" or len(it["loc"]) == 1)
@@ -245,18 +245,25 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
 
 
 def _of_yaml(error: Exception) -> str:
-    """What a YAML parser says, in a line."""
+    """The message of a YAML parser, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
 
 
-def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | None:
-    """A line under `reg:`, or None where it is wrong, with the reasons appended to `problems`."""
+def regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | None:
+    """Read one line under `reg:`. Returns None if it is wrong, except for a wrong strength of `none`.
+
+    Args:
+        name: the key.
+        value: a strength, or {kind: strength}, which may also have the key `scope`.
+        problems: one message for each mistake is appended to it.
+    """
     key, before, kinds = f"reg.{name}", len(problems), catalogue.kinds()
-    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 40:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         boolean = " YAML reads no, yes, off and on as false and true." * isinstance(name, bool)
-        problems.append(f"{key}: a regularizer's name is {NAME_RULE}, 40 at most.{boolean}".removesuffix("."))
+        rule = f"a lower-case letter, then lower-case letters, digits or underscores, {LONGEST_NAME} at most"
+        problems.append(f"{key}: a regularizer's name is {rule}.{boolean}".removesuffix("."))
         return None
     if name == "none":
         if isinstance(value, bool) or value != 0:
@@ -290,15 +297,15 @@ def _regularizer(name: Any, value: Any, problems: list[str]) -> Regularizer | No
         return None
     terms = (
         Term(kind, float(strength), kinds[kind].scope and (scope or kinds[kind].scope))
-        for kind, strength in sorted(strengths.items())  # the order of a mapping's keys means nothing
+        for kind, strength in sorted(strengths.items())  # the order of a mapping's keys has no meaning
     )
     return Regularizer(name, tuple(terms))
 
 
 def _cross_checks(params: Params) -> Iterator[str]:
-    """What concerns more than one key, or files."""
+    """Problems that concern more than one key, or files."""
     if len(set(params.seeds)) < len(params.seeds):
-        yield f"seeds: {_show(list(params.seeds))} is not allowed; each seed should be there once"
+        yield f"seeds: {_show(list(params.seeds))} is not allowed; each seed must occur only once"
     yield from _model_checks(params)
     baseline = params.report.baseline
     if baseline is not None and baseline not in params.reg:
@@ -306,11 +313,11 @@ def _cross_checks(params: Params) -> Iterator[str]:
 
 
 NEUTRAL = {"width": 1.0, "batch_norm": True, "batch_norm_momentum": 0.99}
-"""The values of options of `model:` that a network without the option is allowed."""
+"""{option of `model:`: the only value that is allowed if the network does not have this option}."""
 
 
 def _model_checks(params: Params) -> Iterator[str]:
-    """Whether there is the network that `model:` asks for, with these options, and its weights file."""
+    """Problems with `model:`: an unknown network, options that it does not have, too small images, no weights file."""
     model = params.model
     try:
         network = catalogue.network(model.network)
@@ -365,7 +372,7 @@ def _nearest(key: Any, known: Iterable[str]) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as it would stand in YAML, cut where it is long."""
+    """A value roughly as in YAML, cut to 60 characters."""
     value = list(value) if isinstance(value, tuple) else value
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     text = repr(value) if isinstance(value, str) else text
@@ -373,10 +380,10 @@ def _show(value: Any) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe subset, with three repairs: `5e-05` is a number, `010` is none, and no key may be there twice.
+    """YAML's safe subset, with three changes: `5e-05` is a number, `010` is an error, and so is a repeated key.
 
-    DVC writes `-S reg.l2=0.00005` as 5e-05, a number in YAML 1.2 and a string to PyYAML (dvc#5971). It takes 010 for
-    ten, as YAML 1.2 does, and PyYAML for eight.
+    DVC writes `-S reg.l2=0.00005` as 5e-05, which is a number in YAML 1.2 but a string in PyYAML (dvc#5971). DVC reads
+    010 as ten, as YAML 1.2 does; PyYAML reads it as eight.
     """
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -392,7 +399,8 @@ class Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool, type(None))):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
+                words = "a key must be a single value, not a list or a mapping"
+                raise yaml.constructor.ConstructorError(None, None, words, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
             seen.add(key)

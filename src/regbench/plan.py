@@ -1,16 +1,16 @@
-"""settings + code → plans/: all that each stage is a function of, besides images and models.
+"""settings + code → plans/: everything that a stage's results depend on, except images and models.
 
-A stage of DVC depends on its plan and on the outputs of earlier stages, on nothing else. `dvc repro` writes the plans
-after every edit, which takes a second. Where a plan comes out the same, nothing behind it runs.
+A DVC stage depends only on its plan and on the outputs of earlier stages. `dvc repro` writes the plans after every
+edit, which takes a second. A plan that does not change makes no stage run again.
 
     plans/prepare.json          which images; the code that reads and writes them
-    plans/l2-0/train.json       one run: settings, regularizer, the code it uses, a user's own network and the weights
-                                that it starts from among it, versions of TensorFlow, Keras and NumPy
+    plans/l2-0/train.json       one run: settings, regularizer, MD5 of the weights it starts from, the code it uses
+                                including a user's own network, versions of TensorFlow, Keras and NumPy
     plans/l2-0/evaluate.json    what is measured of it, the code that does it, and the same versions and SciPy's
-    plans/report.json           which runs are compared, what a step of each kind costs, and the code that does it
+    plans/report.json           which runs are compared, the step time of each kind, and the code of the report
 
-A plan is also the record of a run for people: one reads there what `l2-0` was. `train` takes its settings from its plan
-and never reads params.yaml, so it can't use a setting that the plan does not hold.
+A plan is also a record for people: it says what the run `l2-0` was. `train` takes its settings from its plan and reads
+only `live` from params.yaml, so its results can't depend on a setting that the plan does not hold.
 """
 
 import ast
@@ -40,17 +40,17 @@ WITHOUT_RESULT = (
     "regbench.live",
     "regbench.plan",
 )
-"""Modules that stages import and no result depends on: words, threads, and what makes the plans themselves."""
+"""Modules that stages import but no result depends on: messages, threads, and the code that makes the plans."""
 
 COSTS = Path("benchmarks/results.json")
-"""What `make bench` has measured; its part `kinds` has the time of a step of each kind, where that without one is 1."""
+"""Measurements by `make bench`. `kinds` has the time of a step with each kind, relative to a step without one."""
 
 OUTPUTS = (FOLDER, Path("prepared"), Path("runs"), Path("plots"), Path("metrics"))
 """Folders that the pipeline writes. DVC deletes a stage's outputs in them before the stage runs."""
 
 
 def notes(settings: Params) -> Iterator[str]:
-    """What is allowed, but seldom meant."""
+    """Notes on settings that are allowed, but probably not intended."""
     train = settings.train
     if train.warmup_epochs + train.cooldown_epochs > train.epochs:
         yield (
@@ -60,10 +60,11 @@ def notes(settings: Params) -> Iterator[str]:
 
 
 def write(settings: Params, folder: Path = FOLDER) -> list[Path]:
-    """Write every plan that `settings` ask for, and remove those they no longer ask for.
+    """Write every plan that `settings` ask for, and remove the others. Returns the paths of the plans.
 
     Raises:
-        UserError: a stage would overwrite the dataset or a file of the network, or DVC would not see it change.
+        UserError: DVC would delete the dataset or a file of the model, or would not see it change, or `folder` has a
+            file that is not a plan.
     """
     refuse_outputs(settings.data.dataset)
     check_files(settings.model)
@@ -81,23 +82,23 @@ def write(settings: Params, folder: Path = FOLDER) -> list[Path]:
 
 
 def refuse_outputs(dataset: str) -> None:
-    """Raise a `UserError` where a dataset lies in a folder that the pipeline writes, or is the project itself."""
+    """Raise a `UserError` if a dataset lies in a folder that the pipeline writes, or contains one."""
     path = Path(dataset).expanduser()
     if not path.is_dir():
         return
     for output in OUTPUTS:
         if path.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(path.resolve()):
             raise UserError(
-                f"data.dataset: {dataset} and the pipeline's own {output}/ lie in each other; DVC would delete the "
+                f"data.dataset: {dataset} and the pipeline's folder {output}/ overlap; DVC would delete the "
                 "images. Move them to a folder of their own, such as ./images"
             )
 
 
 def check_files(model: Model, pipeline: Path = Path("dvc.yaml")) -> None:
-    """Raise a `UserError` where DVC would delete a file that the plans cover, or would not see it change.
+    """Raise a `UserError` if DVC would delete a file of the model, or would not see it change.
 
-    Those are a user's own network, what it imports from beside it, and a weights file. The stage `plan` reads them, so
-    dvc.yaml should have them among its deps.
+    These files are a user's own network, what it imports from its folder, and a weights file. The stage `plan` reads
+    them, so dvc.yaml should have them in the deps of this stage.
     """
     files_of_model = [*_own_code(model)]
     if model.weights:
@@ -126,13 +127,13 @@ def compute(settings: Params) -> dict[str, dict]:
         "prepare.json": {"data": settings.data.model_dump(mode="json"), "code": fingerprints("stages/prepare.py")},
         "report.json": _report(settings),
     }
-    # One by one would parse the same files for each run.
+    # Shared, because otherwise the same files would be parsed for each run.
     network = catalogue.network(settings.model.network)
     own = _own_code(settings.model)
     builders = [*network.sources[:1], *([PACKAGE / "networks/_weights.py"] if settings.model.weights else [])]
     shared = {
         "train": fingerprints("stages/train.py", *builders) | own,
-        # The classes of its own layers are needed to load a model.
+        # Loading a model needs the layer classes that a user's own network defines.
         "evaluate": fingerprints("stages/evaluate.py", *(builders[:1] if network.own else [])) | own,
     }
     weights_md5 = _weights_md5(settings.model.weights)
@@ -188,7 +189,7 @@ def _report(settings: Params) -> dict:
 
 
 def _costs(kinds: set[str]) -> dict[str, float]:
-    """{kind: time of a step, relative to none}, of those kinds that were measured."""
+    """{kind: time of a step, relative to a step without a kind}, for the kinds that were measured."""
     try:
         measured = json.loads(COSTS.read_text(encoding="utf-8")).get("kinds", {})
         return {kind: float(measured[kind]["step"]["median"]) for kind in sorted(kinds & {*measured})}
@@ -217,7 +218,7 @@ def _kinds(line: Regularizer) -> list[Path]:
 
 
 def _weights_md5(path: str | None) -> str | None:
-    """The MD5 of a weights file. Where DVC tracks it, it is taken from FILE.dvc, so Git alone is enough."""
+    """The MD5 of a weights file. If DVC tracks the file, it is read from FILE.dvc: Git alone is enough."""
     if path is None:
         return None
     tracked = Path(f"{path}.dvc")
@@ -236,7 +237,7 @@ SECTIONS = {"data": Data, "model": Model, "train": Train, "evaluate": Evaluate, 
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A plan with its settings as the frozen objects of `params`.
+    """Read a plan, with its settings as the frozen objects of `params`.
 
     Raises:
         UserError: there is no such plan, or it is damaged.
@@ -248,7 +249,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def parse(content: dict[str, Any]) -> dict[str, Any]:
-    """What `read` does, of a plan's content as `compute` gives it."""
+    """Like `read`, for the content of a plan as `compute` returns it."""
     plan = dict(content)
     for key, section in SECTIONS.items():
         if key in plan:
@@ -268,10 +269,10 @@ def _read_terms(terms: list[dict]) -> tuple[Term, ...]:
 
 
 def fingerprints(*sources: str | Path) -> dict[str, str]:
-    """{path: hash} of the project's Python files that these files import, directly or not, and of themselves.
+    """{path: hash} of these Python files and of all regbench files that they import, directly or indirectly.
 
-    Kinds of regularizer and networks are found by name when a run starts, so they are not among the imports of a stage:
-    a plan adds those that its run uses. `_own_code` has those of a user's own network.
+    Regularizers and networks are found by name when a run starts, so a stage does not import them: a plan adds those
+    that its run uses. `_own_code` covers a user's own network.
 
     Args:
         sources: paths; relative ones start at the project's root.
@@ -288,7 +289,7 @@ def fingerprints(*sources: str | Path) -> dict[str, str]:
 
 
 def _own_code(model: Model) -> dict[str, str]:
-    """{path: hash} of a user's own network and of all that it imports from its own folder or from regbench."""
+    """{path: hash} of a user's own network and of everything it imports from its own folder or from regbench."""
     network = catalogue.network(model.network)
     if not network.own:
         return {}
@@ -305,25 +306,25 @@ def _own_code(model: Model) -> dict[str, str]:
 
 
 def imported(tree: ast.AST) -> Iterator[Path]:
-    """The files of regbench that a syntax tree imports, and their packages, but for those `WITHOUT_RESULT`."""
+    """The files of regbench that a syntax tree imports, and their packages, except those in `WITHOUT_RESULT`."""
     names = (name for name in _names(tree) if name.split(".")[0] == "regbench")
     left_out = {_file(PACKAGE.parent, module.split(".")) for module in WITHOUT_RESULT}
     return (path for path in _files(names, PACKAGE.parent) if path not in left_out)
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """The names that a syntax tree imports, of modules or of what is in them."""
+    """The names that a syntax tree imports: modules and names inside modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            # `from regbench.data import arrays` imports a module, `from regbench.data.arrays import load` a name.
+            # `from regbench.data import arrays` imports a module; `from regbench.data.arrays import load`, a function.
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _files(names: Iterable[str], folder: Path) -> Iterator[Path]:
-    """The files below a folder that are imported by these names, and the packages that they are in."""
+    """The files below a folder that these names import, and the packages that contain them."""
     for name in names:
         parts = name.split(".")
         for depth in range(1, len(parts) + 1):
@@ -337,7 +338,7 @@ def _file(folder: Path, parts: Sequence[str]) -> Path:
 
 
 def fingerprint(tree: ast.AST) -> str:
-    """A hash of what a Python file does: of its syntax tree without docstrings, messages and layout.
+    """A hash of what a Python file does: of its syntax tree without comments, docstrings, messages and layout.
 
     Messages are the arguments of `print` and of the exception in `raise`. They change no result.
     """
@@ -345,7 +346,7 @@ def fingerprint(tree: ast.AST) -> str:
 
 
 def _canonical(node: Any) -> str:
-    # Not `ast.dump`: what it writes of empty fields differs between versions of Python.
+    # Not `ast.dump`: its output for empty fields differs between Python versions.
     if isinstance(node, list):
         return f"[{','.join(_canonical(item) for item in node)}]"
     if not isinstance(node, ast.AST):
@@ -364,7 +365,7 @@ def _canonical(node: Any) -> str:
 
 
 def _without_docstrings(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that are more than a string; attributes have docstrings too, behind them."""
+    """All statements except those that are only a constant: docstrings, also those after attributes."""
     for statement in body:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
             yield statement

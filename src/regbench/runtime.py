@@ -1,4 +1,4 @@
-"""How TensorFlow starts: quietly, and so that a run gives the same bits each time."""
+"""Start TensorFlow, quietly, and so that a run gives the same bits each time."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 EVALUATED_AT_ONCE = 2
-"""How many batches are evaluated at once, at most; together they hold `data.EVALUATION_BATCH` images."""
+"""The maximum number of batches evaluated at once; together they hold `data.EVALUATION_BATCH` images."""
 
 COMPILED = Path(".regbench/xla")
 """Where XLA keeps compiled programs, so that the next run of a matrix starts sooner."""
@@ -35,32 +35,32 @@ AMBIENT = {
     "XLA_FLAGS": None,
     "TF_XLA_FLAGS": None,
 }
-"""Environment variables that would change results: what they are set to, or None to unset them."""
+"""{environment variable that would change results: the value to set, or None to unset it}."""
 
 
 XLA = ("--xla_gpu_enable_triton_gemm=false",)
-"""cuBLAS multiplies matrices. With XLA's own kernels a step took 187 ms, not 22 (224 pixels, batch 64, NVIDIA H200)."""
+"""Use cuBLAS for matrix products. With XLA's Triton kernels a step took 187 ms, not 22 ms (224 px, batch 64, H200)."""
 
 XLA_DETERMINISTIC = ("--xla_gpu_autotune_level=0", "--xla_gpu_deterministic_ops=true")
-"""XLA does not try out which way is fastest: another one could win next time, and give other bits."""
+"""Switch autotuning off: another algorithm could be the fastest next time, and give other bits."""
 
 
 def start(deterministic: bool = True, jit: bool = False, threads: int | None = None) -> ModuleType:
-    """Import TensorFlow and Keras and set them up; to be called before anything else imports them.
+    """Import TensorFlow and Keras and set them up. Call this before anything else imports them.
 
-    What decides results is set here, whatever the environment and the user's keras.json say. On a CPU one thread
-    computes an operation: maps of 32 pixels do not scale over threads, and what one thread computes does not depend on
-    the number of cores.
+    Everything that results depend on is set here, whatever the environment and the user's keras.json say. On a CPU each
+    operation is computed by one thread: more threads do not help with 32-pixel maps, and the result of one thread does
+    not depend on the number of cores.
 
     Args:
         deterministic: use only operations that give the same bits each time.
-        jit: XLA is going to compile. It keeps what it has compiled in `COMPILED`.
-        threads: how many operations may be computed at once on a CPU, by default `cores.threads()`.
+        jit: prepare for compilation by XLA, which keeps its compiled programs in `COMPILED`.
+        threads: how many operations may be computed at once on a CPU; None: `cores.threads()`.
 
     Returns:
         the `tensorflow` module.
     """
-    # Where CUDA is changes no result.
+    # The location of CUDA is kept: it changes no result.
     cuda = re.findall(r"--xla_gpu_cuda_data_dir=\S+", os.environ.get("XLA_FLAGS", ""))
     for name, value in AMBIENT.items():
         os.environ.pop(name, None)
@@ -69,9 +69,9 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
     if jit:
         flags = " ".join([*XLA, *(XLA_DETERMINISTIC if deterministic else ())])
         os.environ["XLA_FLAGS"] = " ".join([*cuda, flags])
-        if deterministic:  # of what XLA does not compile
+        if deterministic:  # for operations that XLA does not compile
             os.environ |= {"TF_CUDNN_DETERMINISTIC": "1", "TF_CUDNN_USE_AUTOTUNE": "0"}
-        # TensorFlow would find a program again that other flags or another TensorFlow made.
+        # One folder for each version and flags: TensorFlow would also reuse a program that others had made.
         made_by = f"{importlib.metadata.version('tensorflow')} {flags}"
         folder = COMPILED.resolve() / hashlib.sha256(made_by.encode()).hexdigest()[:8]
         os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={folder}"
@@ -96,8 +96,8 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
     if not gpus:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(threads or cores.threads())
-    # With XLA its own flag does it; TensorFlow's would refuse operations that it can't vouch for under XLA. A step of
-    # several GPUs is not compiled.
+    # With XLA, XLA's own flag is enough; TensorFlow's determinism would refuse some operations under XLA. On several
+    # GPUs a step is not compiled.
     if deterministic and not (jit and len(gpus) < 2):
         tf.config.experimental.enable_op_determinism()
     return tf
@@ -106,7 +106,7 @@ def start(deterministic: bool = True, jit: bool = False, threads: int | None = N
 def evaluation_threads() -> int:
     """How many batches of one evaluation are computed at once, each by one thread.
 
-    Other runs do not count: the last one is evaluated when the others have ended.
+    The number of other runs does not matter here: when the last run is evaluated, the others have ended.
     """
     return min(cores.count(), EVALUATED_AT_ONCE)
 
@@ -114,8 +114,8 @@ def evaluation_threads() -> int:
 def strategy(devices: Sequence[str] = ()) -> "tf.distribute.Strategy":
     """How one run is spread over `devices`, by default all GPUs: copies in step (`MirroredStrategy`) for two or more.
 
-    `train.batch_size` stays the size of the whole batch. Each device takes its share, and batch normalization its
-    statistics over that share, unless `train.synchronize_batch_norm`.
+    `train.batch_size` stays the size of the whole batch. Each device gets a share of it. Batch normalization computes
+    its statistics over that share, unless `train.synchronize_batch_norm` is true.
     """
     import tensorflow as tf
 
@@ -124,22 +124,22 @@ def strategy(devices: Sequence[str] = ()) -> "tf.distribute.Strategy":
 
 
 def import_tfds() -> ModuleType:
-    """Import TensorFlow Datasets, as quietly."""
+    """Import TensorFlow Datasets, also quietly, and hide all GPUs from TensorFlow."""
     with stderr_held():
         import tensorflow as tf
         import tensorflow_datasets as tfds
         from absl import logging
 
-        logging.set_verbosity(logging.ERROR)  # it warns of folders that a build of its own makes beside
+        logging.set_verbosity(logging.ERROR)  # TFDS warns about folders that it creates itself while it prepares
         tf.config.set_visible_devices([], "GPU")
     return tfds
 
 
 @contextlib.contextmanager
 def _not_collecting() -> Iterator[None]:
-    """Switch Python's garbage collector off for some imports; afterwards it leaves out what they made.
+    """Switch Python's garbage collector off during some imports. Later collections ignore the objects created so far.
 
-    Otherwise it would take a fifth of the time of these imports.
+    Otherwise it would take 20 % of the time of these imports.
     """
     gc.disable()
     try:
@@ -151,7 +151,7 @@ def _not_collecting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_keras_json() -> Iterator[None]:
-    """Let Keras find no keras.json: one with another backend or a typo would end the import."""
+    """Hide the user's keras.json from Keras: one with another backend or a typo would make the import fail."""
     before = os.environ.get("KERAS_HOME")
     with tempfile.TemporaryDirectory() as empty:
         os.environ["KERAS_HOME"] = empty
@@ -165,13 +165,13 @@ def _no_keras_json() -> Iterator[None]:
 
 
 def _gpu_there() -> bool:
-    """Whether this machine seems to have an NVIDIA GPU, and nobody hides it from this process."""
+    """Whether this machine seems to have an NVIDIA GPU that is not hidden from this process."""
     driver = any(Path(path).exists() for path in ("/dev/nvidia0", "/proc/driver/nvidia"))
     return not cores.gpus_hidden() and (driver or shutil.which("nvidia-smi") is not None)
 
 
 def _why_no_gpu(held: str) -> str:
-    """What to say where TensorFlow can't use a GPU: its own reasons, of all that it wrote, and what follows."""
+    """The message if TensorFlow can't use a GPU: the reasons among the lines it wrote, and the consequence."""
     reasons = [
         # 2026-11-26 20:23:11.098088: E external/…/cuda_platform.cc:52] failed call to …
         re.sub(r"^.*?\]\s+", "", line).strip()
@@ -189,10 +189,10 @@ def _why_no_gpu(held: str) -> str:
 
 @contextlib.contextmanager
 def stderr_held() -> Iterator[Callable[[], str]]:
-    """Hold back what C++ writes to stderr while TensorFlow loads: a dozen lines that concern nobody.
+    """Hold back what C++ writes to stderr while TensorFlow loads: a dozen lines that are of no use.
 
-    No log level silences them; they are written before logging is set up. They are shown if an error follows. The
-    context is a function that returns what has been held so far.
+    No log level silences them: they are written before logging is set up. They are shown if the block raises an error.
+    The `with` statement gives a function that returns what has been held so far.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
@@ -209,6 +209,6 @@ def stderr_held() -> Iterator[Callable[[], str]]:
 
 
 def _whole(file: BinaryIO) -> bytes:
-    # Whoever writes shares the file's place with this process, so reading moves it back to the end.
+    # Writers share the file offset with this process. Reading to the end puts it back there.
     file.seek(0)
     return file.read()

@@ -1,4 +1,4 @@
-"""What a training says while it runs: lines, the log, and the views of other programs."""
+"""What a training reports while it runs: printed lines, the log, and the views of other programs."""
 
 import importlib
 import json
@@ -150,7 +150,7 @@ def test_dvclive_writes_what_dvc_reads_and_no_experiment(tmp_path):
         "from regbench import live; log = live.Log('l2-0', [dict.fromkeys(live.MEASURES, 0.1) | {'epoch': 1}])\n"
         "log.add(dict.fromkeys(live.MEASURES, 0.25) | {'epoch': 2}); log.close()"
     )
-    for _ in range(2):  # the second training begins anew
+    for _ in range(2):  # the second training discards the files of the first
         repository.run(sys.executable, "-c", code, PYTHONPATH=str(scratch.ROOT / "src"))
     assert json.loads(repository.read("dvclive/l2-0/metrics.json"))["val_accuracy"] == 0.25
     assert repository.read("dvclive/l2-0/plots/metrics/reg_loss.tsv").split() == [

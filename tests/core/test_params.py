@@ -1,4 +1,4 @@
-"""params.yaml: what is read, and what is said of mistakes."""
+"""params.yaml: the values that are read, and the messages about mistakes."""
 
 import itertools
 import subprocess
@@ -39,7 +39,7 @@ def test_committed_params():
 
 
 def test_every_key_has_a_comment_above():
-    """So that `dvc exp run -S` moves none of them."""
+    """With a comment above every key, `dvc exp run -S` moves no comment."""
     lines = (ROOT / "params.yaml").read_text().splitlines()
     for before, line in itertools.pairwise(lines):
         of_reg = before.strip() in ("reg:", "none: 0", "l1: 0.001") or line.startswith("  near_zero:")
@@ -139,7 +139,7 @@ def test_runs_are_keys_and_seeds(tmp_path):
         ("seeds:\n- 0", "seeds: []", ["seeds: [] is not allowed"]),
         ("seeds:\n- 0", "seeds: [-1]", ["seeds: -1 is not allowed"]),
         ("  l2: 0.001", "  no: 0.001", ["YAML reads no, yes, off and on as false and true"]),
-        ("seeds:\n- 0", "seeds: [1, 1]", ["each seed should be there once"]),
+        ("seeds:\n- 0", "seeds: [1, 1]", ["each seed must occur only once"]),
         ("network: mobilenet_v2", "network: mobilenet", ["model.network: 'mobilenet' is not a network; did you mean"]),
         ("model:", "<<<<<<< HEAD\nmodel:", ["merge conflict in line 8: choose a side"]),
         ("model:", "modle:", ["modle: unknown key; did you mean model?", "model: missing"]),

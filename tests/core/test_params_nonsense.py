@@ -1,4 +1,4 @@
-"""params.yaml full of nonsense: always a message in words that names the key, never a traceback, nothing written."""
+"""A params.yaml full of nonsense gives a message that names the key. There is no traceback, and no file is written."""
 
 import math
 import subprocess
@@ -96,7 +96,7 @@ TEXTS = (
 
 
 def problems(tmp_path, text):
-    """What is said of a params file that should be refused, from inside an empty folder that should stay empty."""
+    """The problems found in a params file that should be refused. Nothing else may be written into its folder."""
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(params.ParamsError) as raised:
@@ -150,13 +150,13 @@ anything = st.recursive(
 
 
 def loads_or_explains(path):
-    """Either valid, frozen params or a message; nothing else may come out."""
+    """Check that loading gives valid params or a `ParamsError`, and no other error."""
     try:
         loaded = params.load(path)
     except params.ParamsError as error:
         assert error.problems
     else:
-        assert all(term.scope in params.SCOPES for line in loaded.reg.values() for term in line.terms)
+        assert all(term.scope in (None, *params.SCOPES) for line in loaded.reg.values() for term in line.terms)
 
 
 @given(changes=st.dictionaries(st.sampled_from(list(BAD)), anything, min_size=1, max_size=4))

@@ -49,7 +49,7 @@ def test_a_fingerprint_is_of_what_code_does(name):
 
 @pytest.fixture(scope="module")
 def project(image_folder, tmp_path_factory):
-    """The project with all stages of l2-0 run, each in a process that notes which of our modules it imported."""
+    """The project after all stages of l2-0. Each stage ran in a process that noted which of our modules it imported."""
     settings = scratch.tiny_params(image_folder, **scratch.TINIEST, **{"report.baseline": None})
     settings["reg"] = {"l2": 0.001}
     repository = scratch.copy_project(tmp_path_factory.mktemp("plan") / "project", settings)
@@ -76,14 +76,14 @@ def project(image_folder, tmp_path_factory):
     ],
 )
 def test_a_plan_covers_what_its_stage_imports(project, stage, name):
-    """A module that is imported and not covered would leave stale results behind."""
+    """If a plan missed an imported module, results would stay as they are when that module changes."""
     modules = json.loads(project.read(f"modules-{stage}.py.json"))
     imported = {
         str(Path(path).relative_to(project.folder)) for name, path in modules.items() if name not in plan.WITHOUT_RESULT
     }
     covered = set(json.loads(project.read(f"plans/{name}"))["code"])
     assert imported <= covered
-    # Covered and not imported: what is imported only when it is needed, such as a source of images.
+    # Covered but not imported: modules that are imported only if needed, such as a source of images.
     assert covered - imported - {f"stages/{stage}.py"} <= {
         "src/regbench/data/cifar10.py",
         "src/regbench/data/tfds.py",
@@ -171,10 +171,10 @@ def test_planning_takes_no_tensorflow():
 
 @pytest.mark.parametrize("python", ["python3.12", "python3.13"])
 def test_other_versions_of_python_make_the_same_plans(python):
-    """Results made with one version are current with another."""
+    """So results that were made with one version are up to date with another."""
     if not shutil.which(python) or subprocess.run([python, "--version"], capture_output=True).returncode:
         pytest.skip(f"{python} is not installed")
-    # Without the packages that plan.py imports: only what makes fingerprints is taken from it.
+    # That Python may lack the packages that plan.py imports. So take only the functions that make fingerprints.
     tree = ast.parse((ROOT / "src/regbench/plan.py").read_text())
     names = ("fingerprint", "_canonical", "_without_docstrings")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]

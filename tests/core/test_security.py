@@ -58,7 +58,7 @@ def test_an_archive_writes_only_into_its_folder(tmp_path, kind):
             member.type, member.linkname, member.size = kind, "/etc/passwd", 4 if kind == tarfile.REGTYPE else 0
             opened.addfile(member, io.BytesIO(b"evil") if kind == tarfile.REGTYPE else None)
     (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match="is damaged or another file"):
+    with pytest.raises(UserError, match="is damaged or is not CIFAR-10's archive"):
         cifar10.unpack(archive, tmp_path / "in")
     assert {path.name for path in tmp_path.iterdir()} == {archive.name, "in"}
     content = archive.read_bytes()
@@ -66,7 +66,7 @@ def test_an_archive_writes_only_into_its_folder(tmp_path, kind):
         archive.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
         for path in (tmp_path / "in").iterdir():
             path.rmdir()
-        with pytest.raises(UserError, match="is damaged or another file"):
+        with pytest.raises(UserError, match="is damaged or is not CIFAR-10's archive"):
             cifar10.unpack(archive, tmp_path / "in")
 
 
@@ -74,5 +74,5 @@ def test_only_image_formats_are_opened(tmp_path):
     for name, side in (("a/1.png", 8), ("b/1.png", 9)):
         (tmp_path / name).parent.mkdir()
         Image.new("RGB", (side, side)).save(tmp_path / name, "EPS")
-    with pytest.raises(UserError, match="it is none of PNG, JPEG"):
+    with pytest.raises(UserError, match="its format is not one of PNG, JPEG"):
         folder.find(str(tmp_path))

@@ -17,7 +17,7 @@ def write(folder, count=3, suffix=".png", size=(12, 12)):
 
 
 def write_tree(folder, tree):
-    """Write {path of a folder below `folder`: how many pictures}; the folder."""
+    """Write the pictures of a tree, {path of a folder below `folder`: number of pictures}; returns `folder`."""
     for name, count in tree.items():
         write(folder / name, count)
     return folder

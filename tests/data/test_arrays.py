@@ -1,4 +1,4 @@
-"""Prepared splits, read back: checked, in batches, in the order that seed and epoch say."""
+"""Prepared splits, read back: checks of the files, and batches in the order that seed and epoch determine."""
 
 import json
 
@@ -54,12 +54,12 @@ def test_an_epoch_has_every_image_once_and_can_start_at_any_step(split):
                 np.testing.assert_array_equal(image, other[:, ::-1])
                 flipped += 1
     assert 150 < flipped < 250
-    # Flips are made in copies.
+    # Flips are made in copies: the split itself is unchanged.
     assert known.keys() == {image.tobytes() for image in split.images}
 
 
 def test_order_and_flips_are_the_ones_of_the_committed_results(split):
-    """The same generators, called in the same way: another order would change every result."""
+    """The generators and the calls to them must stay the same, because another order would change every result."""
     images, labels = batches_of(split, epoch=3, seed=5)[2]
     indices = np.sort(np.random.default_rng([5, 3]).permutation(400)[128:192])
     mirrored = np.random.default_rng([5, 3, 2]).random(64) < 0.5
@@ -78,7 +78,7 @@ def test_evaluation_goes_through_in_order(split):
 def test_images_are_chosen_evenly():
     assert arrays.evenly(10, 4).tolist() == [0, 2, 5, 7]
     assert arrays.evenly(3, 400).tolist() == [0, 1, 2]
-    # Of classes that lie one after another, each has its share.
+    # If images are sorted by class, each class gets its share.
     assert np.bincount(np.repeat(np.arange(10), 100)[arrays.evenly(1000, 400)]).tolist() == [40] * 10
 
 
@@ -99,15 +99,14 @@ def test_splits_are_mapped(prepared):
 
 @pytest.mark.parametrize("name", SPLITS)
 @pytest.mark.parametrize("part", ["images.npy", "labels.npy"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
 def test_a_damaged_array_is_named(prepared, name, part, share):
     path = prepared / name / part
     whole = path.read_bytes()
     place = int(len(whole) * share)
-    for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], whole + b"0"):
+    assert place > 128  # damage in the header may leave the array whole
+    for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
         path.write_bytes(damaged)
-        if damaged == whole + b"0" or place < 128:
-            continue  # more than the array, or a flipped bit in its header, may still be the array
         with pytest.raises(UserError, match=rf"{part} is damaged|dvc repro -f prepare"):
             arrays.load(name, prepared)
 

@@ -18,7 +18,7 @@ def draw(path, mode, size=(40, 30), colour=100, **options):
 
 
 def two_classes(path, **options):
-    """Two classes of three plain grey images, no two of them equal."""
+    """Write two classes of three plain grey images, all different."""
     for index in range(6):
         draw(path / f"{'ab'[index % 2]}/{index}.png", "L", colour=100 + index, **options)
     return path
@@ -40,14 +40,14 @@ def test_mixed_sizes_and_modes_become_colour(tmp_path):
     draw(tmp_path / "a/grey.png", "L")
     draw(tmp_path / "a/clear.png", "RGBA", (50, 50), (10, 20, 30, 0))
     draw(tmp_path / "a/palette.gif", "P", (20, 90), 0)
-    draw(tmp_path / "a/cmyk.jpg", "CMYK", (33, 44), (0, 0, 0, 0))
+    draw(tmp_path / "a/cmyk.jpg", "CMYK", (33, 44), (0, 255, 255, 0))
     draw(tmp_path / "b/deep.png", "I;16", (64, 64), 90 * 256)
     draw(tmp_path / "b/LARGE.JPEG", "RGB", (300, 200), (10, 20, 30))
     draw(tmp_path / "b/both.png", "LA", (40, 40), (7, 255))
     source = folder.find(str(tmp_path))
     assert (source.shape, source.channels) == (None, 3)
     means = {round(float(image.mean())) for image in source.read("train", np.arange(7))}
-    assert {100, 90, 255, 7} <= means  # grey, 16 bits; fully clear, so white; grey with alpha
+    assert {100, 90, 255, 7} <= means  # grey; 16 bits; fully transparent, so white; grey with alpha
 
 
 def test_no_such_folder(tmp_path):
@@ -58,10 +58,10 @@ def test_no_such_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.png", b"", "it is none of PNG, JPEG"),
-        ("text.jpg", b"hello", "it is none of PNG, JPEG"),
-        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of PNG, JPEG"),
-        ("page.tif", b"%PDF-1.4", "it is none of PNG, JPEG"),
+        ("empty.png", b"", "its format is not one of PNG, JPEG"),
+        ("text.jpg", b"hello", "its format is not one of PNG, JPEG"),
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "its format is not one of PNG, JPEG"),
+        ("page.tif", b"%PDF-1.4", "its format is not one of PNG, JPEG"),
     ],
 )
 def test_files_that_are_no_images(tmp_path, name, content, said):
@@ -71,7 +71,7 @@ def test_files_that_are_no_images(tmp_path, name, content, said):
 
 
 def test_damaged_images_are_told_at_once(tmp_path):
-    """Whether the damage is in the header or in the pixels, chosen or not, in one split or another."""
+    """One error names all damaged images: damaged in the header or in the pixels, chosen or not, in any split."""
     path = pictures.write_tree(tmp_path, {"train/cat": 3, "train/dog": 20, "test/cat": 4, "test/dog": 3})
     pictures.write(path / "train/cat", 4, ".jpg")
     pictures.write(path / "test/dog", 4, ".jpg")
@@ -97,7 +97,7 @@ def test_damaged_images_are_told_at_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif", "bmp", "ppm"])
 def test_damaged_images_are_named_or_read(cifar10_sample, tmp_path, suffix):
-    """Cut off anywhere, or one byte changed: a UserError with the file's name, or an image; never another error."""
+    """A file that is cut off or has one changed byte gives an image or a UserError with its name, no other error."""
     path = two_classes(tmp_path) / f"a/photo.{suffix}"
     Image.fromarray(cifar10_sample[0][0]).save(path)
     content, named = path.read_bytes(), 0
@@ -129,14 +129,16 @@ def test_huge_deep_and_float_images(tmp_path, capfd):
     (tmp_path / "a/bomb.png").unlink()
     for mode, colour in (("F", 0.5), ("I", 100_000), ("I", -1), ("I", 200)):
         draw(tmp_path / "a/zz.tif", mode, colour=colour)
-        with pytest.raises(UserError, match=r"zz\.tif can't be read as an image \(its values are .*8 and 16 bits"):
+        with pytest.raises(
+            UserError, match=r"zz\.tif can't be read as an image \(its values are .*only 8-bit and 16-bit"
+        ):
             read(tmp_path)
 
 
 def test_rotated_and_animated_images(tmp_path):
     two_classes(tmp_path, size=(30, 40))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     lying = Image.new("L", (40, 30), 0)
     lying.paste(255, (0, 0, 20, 30))
     lying.save(tmp_path / "a/turned.jpg", exif=exif, quality=95)
@@ -152,7 +154,7 @@ def test_rotated_and_animated_images(tmp_path):
 
 @pytest.mark.parametrize(("orientation", "suffix"), [(5, "jpg"), (6, "tif"), (8, "tif"), (9, "jpg")])
 def test_equal_sizes_with_an_orientation(tmp_path, orientation, suffix):
-    """Known before an image is read, and the same then; EXIF knows 1 to 8."""
+    """The size is known before an image is read, and the read image has this size. EXIF defines 1 to 8."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     for index in range(6):
@@ -175,7 +177,7 @@ def test_hidden_folders_of_images_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["~nobody_of_this_name/photos", "/" + "x" * 300])
 def test_names_of_no_folder(name):
-    with pytest.raises(UserError, match=r"data\.dataset: .* is no folder"):
+    with pytest.raises(UserError, match=r"data\.dataset: .* is not a folder"):
         folder.find(name)
 
 
@@ -188,7 +190,7 @@ def test_damaged_metadata_does_not_warn(tmp_path):
 
 
 def test_links(tmp_path):
-    """To files, and to the folder of a class: followed wherever they lead. Inside a class, to folders: refused."""
+    """Links to files and to class folders are followed wherever they lead. Links to folders in a class are refused."""
     path = two_classes(tmp_path / "in")
     draw(tmp_path / "out/photo.png", "L", colour=7)
     draw(tmp_path / "out/picture.png", "L", colour=8)

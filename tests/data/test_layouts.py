@@ -1,4 +1,4 @@
-"""What is a split, what is a class: right where it is clear, refused with a list of what is there where it is not."""
+"""Splits and classes: clear layouts are recognized, unclear ones are refused with a list of the folders found."""
 
 import os
 import re
@@ -125,13 +125,13 @@ UNCLEAR = {
     "parts of training": (inside("train1") | inside("train2"), ["train1: 10"]),
     "two training splits": (inside("train") | inside("Training") | inside("test"), ["Training: 10", "train: 10"]),
     "two validation splits": (inside("train") | inside("val") | inside("valid"), ["val: 10"]),
-    "another training split": (SPLITS | inside("train2"), ["train2 may be a split"]),
+    "another training split": (SPLITS | inside("train2"), ["train2 could be a split"]),
     "flat splits": ({"train": 5, "test": 5}, ["train means the training split, but holds no class folders"]),
     "flat splits and more": ({"train": 5, "test": 5, "bus": 5}, ["train: 5 images", "bus: 5 images"]),
     "training and one more": (inside("train") | {"images to predict": 3}, ["images to predict: 3 images"]),
     "classes and a test split": (CLASSES | {"test": 3}, ["test sounds like a split", "cat: 5 images"]),
     "classes and a test split of them": (CLASSES | inside("test"), ["test sounds like a split"]),
-    "classes and a training split of them": (CLASSES | inside("train"), ["cat may be a split, a class or neither"]),
+    "classes and a training split of them": (CLASSES | inside("train"), ["cat could be a split or a class"]),
     "no training split": (inside("val") | inside("test"), ["test, val sound like splits"]),
     "splits inside classes": (
         {f"{name}/{split}": 3 for name in CLASSES for split in ("train", "test")},
@@ -181,7 +181,7 @@ def test_a_dataset_copied_into_itself(tmp_path):
     with pytest.raises(UserError, match=r"each of the 8 images of the class flowers lies in another class") as raised:
         folder.find(str(path))
     assert "flowers/daisy/0.png = daisy/0.png" in str(raised.value)
-    # Changed in every byte, and still a copy.
+    # Now all files differ, but the names of the folders still show a copy.
     shutil.rmtree(path / "flowers")
     pictures.write_tree(path / "flowers", {"daisy": 4, "tulip": 4})
     with pytest.raises(UserError, match="flowers holds folders named like other classes: daisy, tulip"):
@@ -201,7 +201,7 @@ def test_a_class_that_is_a_copy(tmp_path, copy):
 
 
 def test_equal_images_are_named(tmp_path, settings, capsys):
-    """In two classes, and across splits; big files that differ in their last byte only are not equal."""
+    """Equal images in two classes and across splits are named. Big files that differ only in the last byte are not."""
     path = pictures.write_tree(tmp_path / "photos", SPLITS)
     shutil.copy(path / "train/cat/0.png", path / "train/dog/twice.png")
     shutil.copy(path / "train/dog/1.png", path / "test/dog/copied.png")
@@ -262,7 +262,7 @@ def test_suffixes_of_jpeg_and_of_no_image(tmp_path):
 
 
 def test_names_that_are_no_text(tmp_path):
-    """A class can't be called so; a file can, and files.csv has it in ASCII."""
+    """A class folder with such a name is refused. A file is accepted, and its name is recorded with escapes."""
     path = pictures.write_tree(tmp_path / "photos", CLASSES)
     (path / "cat/0.png").rename(path / "cat" / os.fsdecode(b"\xff.png"))
     assert "cat/\\xff.png" in folder.find(str(path)).files["train"]

@@ -1,4 +1,4 @@
-"""From a source to prepared/: which images go where, at what size, and what is said about it."""
+"""From a source to prepared/: which images go where, at what size, and what is printed."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ ALL = {"data.train_images": None, "data.test_images": None}
 
 
 def source_of(labels, classes=("a", "b", "c")):
-    """A source of labels alone; its images are grey noise."""
+    """A source with these labels, {split: labels}; its images are grey noise."""
     labels = {split: np.asarray(values) for split, values in labels.items()}
 
     def read(split, indices):
@@ -38,7 +38,7 @@ def choose(settings):
 
 @pytest.fixture
 def write(settings, tmp_path, capsys):
-    """A function that prepares a source into a folder; the lines it printed."""
+    """A function that prepares a source into a folder and returns the lines it printed."""
 
     def write(source, folder="prepared", **changes):
         capsys.readouterr()
@@ -119,7 +119,7 @@ def test_everything_held_out(choose):
 
 
 def test_remainders_are_spread_by_seed(choose):
-    """A thousand classes of four images: who has a test image is not the alphabet's choice."""
+    """With a thousand classes of four images, the seed decides which classes have a test image, not the alphabet."""
     labels, classes = np.repeat(np.arange(1000), 4), [f"c{index:04}" for index in range(1000)]
     changes = ALL | {"data.validation_images": 100}
 
@@ -174,7 +174,7 @@ def test_what_is_written(image_folder, cifar10_sample, write, tmp_path):
             rows = list(csv.DictReader(file))
         assert [row["index"] for row in rows] == list(map(str, range(size)))
         for image, label, row in zip(split.images, split.labels, rows, strict=True):
-            # The sample's classes stand in alphabetical order as well.
+            # The sample's classes are in alphabetical order too, so its labels are the same.
             assert known[image.tobytes()] == label and info["classes"][label] == row["class"]
             np.testing.assert_array_equal(Image.open(image_folder / row["file"]), image)
     assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "prepared"}
@@ -269,7 +269,7 @@ def test_what_is_said(write, tmp_path):
 
 
 def test_what_is_said_of_many_classes(write):
-    """Few lines, however many classes there are; those that a split lacks are named."""
+    """Few lines are printed for any number of classes. Classes that a split lacks are named."""
     source = source_of({"train": np.repeat(np.arange(1000), 4)}, [f"c{index:04}" for index in range(1000)])
     lines = write(source, **ALL, **{"data.validation_images": 100})
     assert len(lines) <= 15

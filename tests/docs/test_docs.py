@@ -1,4 +1,4 @@
-"""The pages: their commands run here or elsewhere or say why not, their links lead somewhere, their messages exist."""
+"""The pages: each command runs here or in another test, or has a reason why not; links and messages exist."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ HERE = {
     "dvc exp show",
     'git commit -m "a remote" .dvc/config',
 }
-"""Commands that the tests below run, or the beginnings of such."""
+"""Commands that the tests below run, or beginnings of such commands."""
 
 ELSEWHERE = {
     ". .venv/bin/activate": "runner/test_cli.py::test_how_to_activate_is_said_where_dvc_is_not_found",
@@ -152,7 +152,7 @@ NOT_RUN = {
     "python benchmarks/batch_norm.py /tmp/batch_norm": "five minutes",
     "python benchmarks/averages.py docs/article/params-32px.yaml /tmp/averages": "half an hour",
     "python benchmarks/averages.py docs/article/params.yaml /tmp/article": "hours, for a GPU",
-    "python benchmarks/dvc_at_scale.py": "ten minutes",
+    "python benchmarks/bench.py dvc_at_scale": "ten minutes",
 }
 
 PROGRAMS = ("dvc ", "regbench ", "make ", "pip ", "git ", "python ", "cp ", ". ", ".venv/bin/")
@@ -164,7 +164,10 @@ def text_of(page):
 
 
 def commands(page):
-    """The commands in a page's blocks of code, comments and continued lines put right, and in its sentences."""
+    """The commands in a page's code blocks without a language, and in its sentences.
+
+    In blocks, comments are removed and continued lines are joined.
+    """
     text = text_of(page)
     blocks = (block.replace("\\\n", " ").splitlines() for language, block in BLOCK.findall(text) if not language)
     lines = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block]
@@ -221,7 +224,7 @@ def headings(file):
 
 
 def literals(path):
-    """The texts in a Python file; `…` stands for what an f-string fills in."""
+    """The strings in a Python file; `…` stands for each value that an f-string fills in."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.JoinedStr):
             yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
@@ -230,13 +233,13 @@ def literals(path):
 
 
 def messages(part):
-    """Those in the first column of the tables of a part of docs/troubleshooting.md."""
+    """The messages in the first column of the tables in a part of docs/troubleshooting.md."""
     cells = re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE)
     return [message for cell in cells for message in cell.split("`")[1::2]]
 
 
 def absent(listed, known):
-    """Those messages that are in none of the known texts; `…` stands for anything."""
+    """The listed messages that are in none of the known texts; `…` stands for any text within a line."""
     patterns = {message: "[^\n]*".join(map(re.escape, message.split("…"))) for message in listed}
     return [message for message, pattern in patterns.items() if not any(re.search(pattern, text) for text in known)]
 
@@ -249,7 +252,7 @@ def test_the_messages_that_troubleshooting_explains_exist():
     assert len(listed) > 30
     assert absent(listed, [*known, text_of("Makefile"), *shells]) == []
     sources = [path.read_text(encoding="utf-8") for path in Path(dvc.__file__).parent.rglob("*.py")]
-    pythons = "'Value' object is not iterable"  # which DVC passes on, of a class of its own
+    pythons = "'Value' object is not iterable"  # Python's message about a class of DVC, which DVC passes on
     assert absent(messages(dvcs), [*sources, pythons]) == []
 
 
@@ -268,7 +271,7 @@ def test_the_study_of_strengths_has_the_projects_settings():
 
 
 def test_the_study_of_kinds_has_the_projects_settings():
-    """But for what changed in the project's after it, as its page says: schedule, warm-up and evaluation."""
+    """Except for later changes of the project's settings, named on the study's page: schedule, warm-up, evaluation."""
     ours, studys = params_of("params.yaml"), params_of("docs/kinds/params.yaml")
     assert (studys["train"]["warmup_epochs"], ours["train"]["warmup_epochs"]) == (1, 2)
     assert (studys["train"]["schedule"], studys["train"]["cooldown_epochs"]) == ("constant", 3)
@@ -284,7 +287,7 @@ CHECKED = [command for command, where in ELSEWHERE.items() if where == SETTINGS]
 
 
 def changed_by(command):
-    """The committed params after the settings of a command `dvc exp run -S …`."""
+    """The committed params, changed by the settings of a command `dvc exp run -S …`."""
     changed = params_of("params.yaml")
     for setting in (word for word in shlex.split(command)[3:] if word != "-S"):
         key, _, value = setting.lstrip("~+").partition("=")

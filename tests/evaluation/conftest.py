@@ -1,4 +1,4 @@
-"""A run, really trained, whose model the tests use."""
+"""A run that is really trained; the tests use its model."""
 
 import json
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def photos(cifar10_sample, tmp_path_factory):
-    """A folder of class folders of 12 images each, larger than the network's."""
+    """A folder of class folders with 12 images each. The images are larger than the network's input."""
     folder, count = tmp_path_factory.mktemp("photos"), dict.fromkeys(scratch.CLASSES, 0)
     for image, label in zip(*cifar10_sample, strict=True):
         name = scratch.CLASSES[label]
@@ -23,7 +23,7 @@ def photos(cifar10_sample, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(photos, tmp_path_factory):
-    """The folder of a project with prepared/ and runs/l2-0/model.keras, of those images."""
+    """The folder of a project with prepared/ and runs/l2-0/model.keras, made from `photos`."""
     from regbench import params, plan
     from regbench.data import prepare
     from regbench.training import fit

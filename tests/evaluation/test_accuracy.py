@@ -1,4 +1,4 @@
-"""How right predictions are: each number against its formula."""
+"""Accuracy and calibration of predictions: each number against its formula."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_score_against_the_formula():
     assert rows[0][:3] == (0, 1, 1)
     assert rows[0][3] == pytest.approx(p[1], abs=1e-6)
     assert summary["confidence"] == pytest.approx((p[1] + 1) / 2)
-    # Two bins: one image each, right at confidence p, wrong at confidence 1.
+    # Two bins with one image each: one is right at confidence p, the other is wrong at confidence 1.
     assert summary["calibration_error"] == pytest.approx(((1 - p[1]) + 1) / 2)
 
 

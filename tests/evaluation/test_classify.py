@@ -1,4 +1,4 @@
-"""`regbench predict`: the class of image files, as the images that a model was trained on."""
+"""`regbench predict`: the classes of image files, which are prepared like the images that a model was trained on."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def softmax(logits):
 
 
 def test_a_file_is_prepared_as_its_image_was(trained, photos, model):
-    """The answers for test images, read from their files, are those for the prepared images."""
+    """Test images, read from their files, give the same answers as the prepared images."""
     split = arrays.load("test", trained / "prepared")
     with open(trained / "prepared/test/files.csv", newline="") as file:
         files = [photos / row["file"] for row in csv.DictReader(file)]
@@ -92,14 +92,15 @@ def test_what_is_printed(photos, model, tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["file"] for row in rows] == [str(file) for file in files[1:]]
     assert set(rows[0]) == {"file", "class", "probability"}
-    assert printed.err.startswith(f"skipped: {tmp_path}/0.png can't be read as an image: it is none of PNG, JPEG")
+    said = f"skipped: {tmp_path}/0.png can't be read as an image: its format is not one of PNG, JPEG"
+    assert printed.err.startswith(said)
     classify.show(model, files)
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["file", "class", "probability"]
     for line, row in zip(lines, rows, strict=True):
         assert line.split("  ")[0] == row["file"]
         assert line.split()[-2:] == [row["class"], f"{float(row['probability']):.3f}"]
-    # 日 and 本 take two places each.
+    # 日 and 本 are two columns wide each.
     assert lines[0].index(rows[0]["class"]) == lines[1].index(rows[1]["class"]) + 2 == heading.index("class")
 
 
@@ -123,7 +124,7 @@ def test_a_model_that_diverged_has_no_answers(photos, model, tmp_path):
     diverged = regbench.load(model)
     diverged.set_weights([np.full_like(weight, np.nan) for weight in diverged.get_weights()])
     save.save(diverged, tmp_path / "model.keras", regbench.metadata(model))
-    with pytest.raises(UserError, match=r"model\.keras is of a run that diverged; it has no answers"):
+    with pytest.raises(UserError, match=r"model\.keras is from a run that diverged; it can't predict anything"):
         classify.show(tmp_path / "model.keras", [photos / "cat/1.png"])
 
 

@@ -27,7 +27,7 @@ PLACES = np.array([0, 3, 11, 12, 50, 9_999, 123_456])
 
 
 def expected(image, place, corruption, level):
-    """An image, [H, W, C] of float64 from 0 to 1, corrupted in other words than ours, before it is rounded."""
+    """An image, float64 [H, W, C] from 0 to 1, corrupted by other code than ours, before rounding."""
     constant = CORRUPTIONS[corruption][level - 1]
     if corruption == "gaussian_noise":
         noise = np.random.default_rng([0, place]).standard_normal(image.shape, np.float32)
@@ -107,7 +107,7 @@ def test_score_counts_what_is_right(cifar10_sample):
     split = Split(images[:50], labels[:50])
 
     def predict(corrupted):
-        """The class by the brightness of an image, in two halves as `predictor` reads it."""
+        """Classify images by their brightness; reads them in two slices, as `predictor` reads batches."""
         pixels = np.concatenate([corrupted.images[:7], corrupted.images[7:100]])
         return np.eye(10)[(pixels.mean(axis=(1, 2, 3)) / 25.6).astype(int)]
 

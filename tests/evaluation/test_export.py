@@ -23,23 +23,23 @@ from regbench.training import save
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
-"""Of the largest logit; docs/models.md states it."""
+"""Allowed difference, as a share of the largest logit; docs/models.md states it."""
 
 
 @pytest.fixture(autouse=True)
 def whole_precision():
-    """A policy outlives its test."""
+    """Reset the dtype policy, which would outlive its test."""
     yield
     keras.config.set_dtype_policy("float32")
 
 
 def saved(folder, precision="float32"):
-    """The file of a model that has all that MobileNetV2 has, and images of another size than its network's."""
+    """The file of a model with all kinds of layers in MobileNetV2, and images of another size than its network's."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(precision)
     inputs = keras.Input((20, 28, 3), dtype="uint8", name="uint8_image")
     x = keras.layers.Rescaling(1 / 127.5, -1, name="scale")(inputs)
-    x = keras.layers.Resizing(32, 32, name="resize")(x)  # as some layers do, it takes `training` to be true
+    x = keras.layers.Resizing(32, 32, name="resize")(x)  # like some other layers, it has training=True by default
     x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem")(x)
     x = shortcut = keras.layers.ReLU(6, name="relu6")(layers.BatchNormalization(momentum=0.0, name="bn")(x))
     x = layers.ExpandConv2D(24, momentum=0.0, name="expand")(x)
@@ -72,7 +72,7 @@ def logits_of_a_saved_model(path, pixels):
 
 def logits_of_tflite(path, pixels):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another package is to hold the interpreter one day
+        warnings.simplefilter("ignore")  # a warning that the interpreter will move to another package
         interpreter = tf.lite.Interpreter(str(path))
     (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert inputs["dtype"] == np.uint8 and inputs["shape_signature"].tolist() == [-1, 20, 28, 3]
@@ -141,9 +141,9 @@ def test_a_place_that_can_not_be_written(tmp_path, monkeypatch):
     for form, out, says in [
         ("tflite", "model.lite", r"model\.lite: the name should end in \.tflite"),
         ("tflite", "runs/l2-0/model.tflite", r"runs/l2-0/model\.tflite is in a folder that the pipeline writes"),
-        ("tflite", "mine.tflite", r"mine\.tflite is there already, and is something else"),
-        ("saved_model", "mine", "mine is there already, and is something else"),
-        ("saved_model", "file", "file is there already, and is something else"),
+        ("tflite", "mine.tflite", r"mine\.tflite already exists and is not an earlier export"),
+        ("saved_model", "mine", "mine already exists and is not an earlier export"),
+        ("saved_model", "file", "file already exists and is not an earlier export"),
     ]:
         with pytest.raises(UserError, match=says):
             export.place(model, form, out)
@@ -189,7 +189,7 @@ def test_a_model_that_diverged_is_not_exported(trained, tmp_path):
     model = keras.saving.load_model(trained / "runs/l2-0/model.keras", compile=False)
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
     model.save(tmp_path / "model.keras")
-    with pytest.raises(UserError, match="is of a run that diverged; it has no answers"):
+    with pytest.raises(UserError, match="is from a run that diverged; it can't predict anything"):
         export.export(tmp_path / "model.keras", "tflite", tmp_path / "model.tflite")
 
 

@@ -1,4 +1,4 @@
-"""A trained model's file: who can load it, what it says of itself, and what is said of one that is no model."""
+"""A trained model's file: which programs can load it, its metadata, and messages about files that are not models."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What has become of a model's weights: each number against its formula, on a small real network."""
+"""Measures of a model's weights: each number against its formula, on a small real network."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Users' own networks for tests: a file with a function `build`, of the lines of its body."""
+"""Users' own networks for tests: the text of a file with a function `build`, made from the lines of its body."""
 
 HEAD = """import keras
 import numpy as np
@@ -13,7 +13,7 @@ x = L.ReLU()(x)
 x = L.GlobalAveragePooling2D()(x)
 return keras.Model(inputs, L.Dense(num_classes, dtype="float32", name="logits")(x))
 """
-"""A network that is right."""
+"""The body for a correct network."""
 
 LAYER = """
 @keras.saving.register_keras_serializable()
@@ -38,5 +38,5 @@ def text(body=BODY, before="", arguments="input_shape, num_classes"):
 
 
 def with_layer(line, body=BODY):
-    """The body with a line more before the pooling."""
+    """The body with one more line before the pooling."""
     return body.replace("x = L.ReLU()(x)\n", f"x = L.ReLU()(x)\n{line}\n")

@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`: all of them are known, and those built are Keras's, for published weights."""
+"""Networks of `keras.applications`: all are known, and with the same weights they give the outputs of Keras's own."""
 
 import inspect
 
@@ -63,7 +63,7 @@ def test_what_they_do_not_have_is_refused(changes, message):
 
 
 def published(name):
-    """Keras's network with weights of its own, and its outputs as one gets them with the published weights."""
+    """Keras's network with random weights, and its outputs, computed as with the published weights."""
     builder = getattr(keras.applications, name)
     module = getattr(keras.applications, builder.__module__.rpartition(".")[2])
     base = builder(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
@@ -75,7 +75,7 @@ def published(name):
         weight.assign(weight.numpy() * factor + (added if weight.shape.rank == 1 else 0))
     whole = base
     if name.startswith("EfficientNetB"):
-        # As the file has them (tensorflow#49930), and what Keras adds for "imagenet" only.
+        # The published file has these values (tensorflow#49930). Keras adds the rescaling only for "imagenet".
         normalization = base.get_layer(index=2)
         normalization.adapt_mean.assign([0.485, 0.456, 0.406])
         normalization.adapt_variance.assign([0.229, 0.224, 0.225])
@@ -86,7 +86,7 @@ def published(name):
 
 
 def save(base, path):
-    """As Keras 3 and as Keras 2 write weights; the published files are of the second kind."""
+    """Write weights as Keras 3 does (.weights.h5) or as Keras 2 does; the published files are Keras 2's."""
     if path.name.endswith(".weights.h5"):
         base.save_weights(path)
         return
@@ -100,7 +100,7 @@ def save(base, path):
                 group[f"{layer.name}/{weight.name}:0"] = weight.numpy()
 
 
-# Images go in as they are, from -1 to 1, as BGR, and to a layer that normalizes.
+# These networks take images from -1 to 1, as BGR, and from 0 to 255 with a layer that normalizes them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"),
@@ -114,7 +114,7 @@ def test_equals_keras_with_published_weights(name, file, tmp_path, capsys):
     pooled = keras.Model(network.input, networks.head(network).input)(IMAGES, training=False).numpy()
     np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert network.output_shape == (None, CLASSES)
-    # How it is regularized is what params say.
+    # Only params decide how it is regularized.
     assert network.losses == [] and not [it for it in networks.layers_of(network) if isinstance(it, networks.NOISE)]
     assert {layer.momentum for layer in networks.batch_norms(network)} <= {0.99}
 
@@ -122,7 +122,7 @@ def test_equals_keras_with_published_weights(name, file, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels", "depthwise"), [("MobileNetV3Small", 1, 11), ("ConvNeXtTiny", 3, 18)])
 def test_penalties_and_scopes(name, channels, depthwise):
-    """ConvNeXt has models and layers of its own in it."""
+    """ConvNeXt contains models and custom layers."""
     network = networks.build(model_of(network=name, batch_norm_momentum=0.5), (32, 32, channels), CLASSES)
     kernels = [weight for weight in network.trainable_weights if weight.path.endswith("kernel")]
     assert [kernel for _, kernel in networks.kernels(network)] == kernels

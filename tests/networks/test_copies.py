@@ -1,4 +1,4 @@
-"""A model in plain Keras layers and in ours: the same outputs, and nothing that only training needs."""
+"""Copies of a model in plain Keras layers and in ours give the same outputs, without what only training needs."""
 
 import keras
 import numpy as np
@@ -10,11 +10,11 @@ from regbench.networks import copies, layers, mobilenet_v2, small_cnn
 from regbench.params import Regularizer, Term
 
 TOLERANCE = 1e-4
-"""Of the largest logit: of two ways of computing in float32, also where 50 layers follow each other."""
+"""Allowed difference between two ways of computing in float32, through 50 layers, as a share of the largest logit."""
 
 
 def trained(network, images):
-    """The network, uint8 in, as after training: batch normalization has the averages of a batch, and random scales."""
+    """The network with uint8 input, as if trained: batch normalization has a batch's averages and random scales."""
     inputs = keras.Input(images.shape[1:], dtype="uint8")
     model = keras.Model(inputs, network(keras.layers.Rescaling(1 / 127.5, -1)(inputs)), name="whole")
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def trained(network, images):
 
 
 def assert_equal(ours, others):
-    """Logits that depend on the image, equal within `TOLERANCE`."""
+    """Check that logits depend on the image and are equal within `TOLERANCE`."""
     ours, others = np.asarray(ours, np.float64), np.asarray(others, np.float64)
     assert ours.std(axis=0).mean() > 0.01 * np.abs(ours).max()
     np.testing.assert_allclose(ours, others, rtol=0, atol=TOLERANCE * np.abs(ours).max())
@@ -61,7 +61,7 @@ def test_the_same_network_in_plain_layers_and_back(build, cifar10_sample):
     if layers.ExpandConv2D in classes_of(model):
         assert ours <= set(classes_of(fast))
     assert not {keras.layers.DepthwiseConv2D, keras.layers.BatchNormalization} & set(classes_of(fast))
-    # What evaluation measures of the weights: the same numbers under the same names.
+    # Evaluation measures the same numbers of the weights, under the same names.
     line = Regularizer("l2", (Term("l2", 0.001, "all"),))
     rows = []
     for copy in (model, plain, fast):
@@ -96,7 +96,7 @@ def test_what_only_training_needs_is_left_out():
 
 
 def test_a_network_of_any_layers():
-    """Models in models, a layer called twice, operations on tensors, two inputs; also layers that ours do not equal."""
+    """Models in models, a layer called twice, operations on tensors, two inputs, and layers that ours can't replace."""
     keras.utils.set_random_seed(0)
     block = keras.Sequential([layers.ExpandConv2D(6, name="expand"), keras.layers.SpatialDropout2D(0.5)], name="block")
     shared = layers.PointwiseConv2D(6, name="shared")

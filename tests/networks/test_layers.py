@@ -1,4 +1,4 @@
-"""Each layer against the plain Keras layer it stands for, also in programs that use nothing else of regbench."""
+"""Each layer against the plain Keras layer that it replaces, also in programs that use nothing else of regbench."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from regbench.networks import layers, mobilenet_v2
 
 
 def plain_expand(momentum=0.99, epsilon=1e-3, dtype=None, **options):
-    """What `ExpandConv2D` stands for."""
+    """The plain Keras layers that `ExpandConv2D` replaces."""
     return keras.Sequential(
         [
             keras.layers.Conv2D(7, 1, use_bias=False, dtype=dtype, **options),
@@ -69,7 +69,7 @@ SMALL = [(4, 1, 1, 3), (4, 2, 2, 3), (4, 1, 3, 3), (4, 5, 5, 3)]
 
 
 def observe(layer, inputs, **arguments):
-    """Outputs, gradients for input and weights, penalties, updated weights of a step, and outputs in inference."""
+    """Outputs, gradients of inputs and weights, penalties, all variables after the call, and outputs in inference."""
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = layer(inputs, training=True, **arguments)
@@ -95,7 +95,7 @@ def observe_both(kind, shape, options, **arguments):
 
 
 def assert_equal(ours, plain, rtol=2e-4, atol=2e-5):
-    """Equal but for rounding; `atol` is a share of the largest number."""
+    """Check that numbers are equal up to rounding; `atol` is a share of the largest number or, if larger, of 1."""
     for a, b in zip(ours, plain, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * max(1, np.abs(b).max(initial=0)))
@@ -103,7 +103,7 @@ def assert_equal(ours, plain, rtol=2e-4, atol=2e-5):
 
 @pytest.fixture
 def way_for_xla(monkeypatch):
-    """Layers compute as XLA is given it."""
+    """Make layers compute in the way that they use under XLA."""
     for layer in (layers.StemConv2D, layers.DepthwiseConv2D, layers.BatchNormalization):
         monkeypatch.setattr(layer, "xla", True)
 
@@ -119,7 +119,7 @@ def test_equals_keras(kind, options, shape):
 @pytest.mark.parametrize("shape", [(4, 6, 5, 4), (2, 2, 2, 8), (3, 1, 1, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["pointwise", "depthwise", "expand"])
 def test_the_same_mathematics_in_double_precision(kind, shape):
-    """Rounding apart, nothing is left: the other way of computing is not an approximation."""
+    """Only rounding differs, so the other way of computing is not an approximation."""
     options = {"padding": "same"} if kind == "depthwise" else {}
     assert_equal(*observe_both(kind, shape, options | {"dtype": "float64"}), rtol=1e-9, atol=1e-10)
 
@@ -135,7 +135,7 @@ def test_the_same_mathematics_in_double_precision(kind, shape):
     ],
 )
 def test_half_precision(way, dtype, kind, shape, request):
-    """As near to the result in float32 as Keras's own layer in half precision, or nearly so."""
+    """In half precision, our layer is nearly as close to the float32 result as Keras's own layer."""
     if way:
         request.getfixturevalue("way_for_xla")
     options = {"padding": "same"} if kind in ("stem", "depthwise") else {}
@@ -148,7 +148,7 @@ def test_half_precision(way, dtype, kind, shape, request):
 
 
 def test_expansion_is_as_exact_as_keras():
-    """Inputs far from 0 and nearly constant, where E[x²] − E[x]² would have no digit left."""
+    """For inputs far from 0 and nearly constant, E[x²] − E[x]² would have no correct digit."""
     shape = (8, 8, 8, 4)
     inputs = tf.constant(np.random.default_rng(0).normal(1000, 0.1, shape), tf.float32)
     ours, plain = CASES["expand"]
@@ -218,7 +218,7 @@ def test_maps_and_batches_of_unknown_size(kind):
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("way", ["", "way for XLA"])
 def test_compiled_by_xla(way, kind, shape, request):
-    """The same numbers from a training step that XLA compiles."""
+    """A training step gives the same numbers if XLA compiles it."""
     if way:
         request.getfixturevalue("way_for_xla")
     options = {**SAME, "use_bias": True} if kind in ("stem", "depthwise") else {}
@@ -257,7 +257,7 @@ def test_layers_are_switched_to_the_way_for_xla():
     assert switched() == [True, True, True, None]
 
 
-# What a layer does not compute itself
+# Cases that a layer leaves to Keras or refuses
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_whatever_keras_json_says(kind):
 @pytest.mark.parametrize("kind", ["pointwise", "depthwise", "expand"])
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 def test_whole_numbers_are_refused(kind, shape):
-    """As Keras does; a kernel made a whole number would be 0 everywhere."""
+    """As Keras does: a kernel cast to integers would be 0 everywhere."""
     layer = CASES[kind][0](**({"padding": "same"} if kind == "depthwise" else {}))
     with pytest.raises((ValueError, TypeError, tf.errors.OpError)):
         layer(tf.ones(shape, tf.int32))
@@ -401,7 +401,7 @@ class TestBatchNormalization(batch_normalization_test.BatchNormalizationTest):
         self.addCleanup(replaced.stop)
 
 
-# A program that uses nothing of regbench but a model or its layers
+# A program that uses only a model or the layers of regbench
 
 PROGRAM = """
 import sys
@@ -462,7 +462,7 @@ print("done")
 
 @pytest.mark.slow
 def test_predict_and_fit_in_a_program_that_does_not_start_as_ours(tmp_path):
-    """TensorFlow rewrites graphs there: with oneDNN it fuses a convolution with the bias that follows it."""
+    """TensorFlow rewrites graphs in such a program: with oneDNN it fuses a convolution with the bias after it."""
     saved = tmp_path / "network.keras"
     mobilenet_v2.build((32, 32, 3), 4, width=0.1, batch_norm=False).save(saved)
     environment = os.environ | {"PYTHONPATH": str(scratch.ROOT / "src"), "TF_ENABLE_ONEDNN_OPTS": "1"}

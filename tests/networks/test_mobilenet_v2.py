@@ -15,7 +15,7 @@ def test_equals_keras_applications(size):
     ours = mobilenet_v2.build((size, size, 3), 10)
     theirs = keras.applications.MobileNetV2((size, size, 3), weights=None, classes=10, classifier_activation=None)
     rng = np.random.default_rng(0)
-    # Moving averages and batch norm's parameters away from 0 and 1, so that a swapped pair would show.
+    # Change batch norm's averages and parameters from 0 and 1, so that a swapped pair would show.
     weights = [
         np.abs(w + rng.normal(0, 0.05, w.shape)).astype(np.float32) if w.ndim == 1 else w for w in ours.get_weights()
     ]
@@ -54,7 +54,7 @@ def test_found_by_its_name(settings):
 
 @pytest.mark.slow
 def test_residual_branches_that_start_at_zero(cifar10_sample):
-    """A block with a shortcut is the identity then; there are ten, and nothing else differs."""
+    """A block with a shortcut is then the identity. There are ten such blocks, and no other weights differ."""
     keras.utils.set_random_seed(0)
     plain = mobilenet_v2.build((32, 32, 3), 10)
     keras.utils.set_random_seed(0)
@@ -89,7 +89,7 @@ def double_precision():
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("size", "xla"), [(32, False), (41, False), (41, True)])
 def test_equals_the_articles_network_in_training(size, xla, cifar10_sample):
-    """From the same seed the same initial weights, and in double precision the same weights after two steps."""
+    """The same seed gives the same initial weights and, in double precision, the same weights after two steps."""
     import article
 
     images, labels = (part[::10] for part in cifar10_sample)
@@ -102,7 +102,7 @@ def test_equals_the_articles_network_in_training(size, xla, cifar10_sample):
         regularizers.attach(model, params.Regularizer("l2", (params.Term("l2", 0.001, "backbone"),)))
         initial = model.get_weights()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        # Tracing takes most of the time; one of both sizes is enough to have it.
+        # Tracing takes most of the time, so only one of the two sizes is traced.
         model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False, run_eagerly=size == 41)
         model.fit(images, labels, batch_size=20, epochs=1, shuffle=False, verbose=0)
         trained.append((initial, model.get_weights()))

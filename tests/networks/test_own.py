@@ -1,4 +1,4 @@
-"""A user's own network, ./file.py:function: what is said of one that is wrong, and training of one that is right."""
+"""A user's own network, ./file.py:function: the messages about a wrong one, and the training of a correct one."""
 
 import hashlib
 import itertools
@@ -28,7 +28,7 @@ def model_of(**changes):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """A function that builds the network of a file with this text."""
+    """A function that writes a file with this text and builds its network."""
     monkeypatch.chdir(tmp_path)
 
     def build(text, seed=0, **changes):
@@ -105,16 +105,22 @@ WRONG = {
         ),
         "built twice with the same seed, .*bias differs",
     ),
-    "noise": (own.text(own.with_layer('x = Noise(name="noisy")(x)'), NOISE), "other logits each time, from noisy on"),
+    "noise": (
+        own.text(own.with_layer('x = Noise(name="noisy")(x)'), NOISE),
+        "different logits each time, starting at layer noisy",
+    ),
     "not finite": (own.text(own.with_layer("x = x / 0.0")), "not finite"),
-    "a lambda": (own.text(own.with_layer("x = L.Lambda(lambda x: 2 * x)(x)")), r"can't be loaded \(.*Lambda"),
+    "a lambda": (
+        own.text(own.with_layer("x = L.Lambda(lambda x: 2 * x)(x)")),
+        r"can't be loaded after saving \(.*Lambda",
+    ),
     "an unknown layer": (
         own.text(own.with_layer("x = Scale(2.0)(x)"), own.LAYER.replace("@keras.saving.register", "# ")),
         r"put @keras.saving.register_keras_serializable\(\) above Scale",
     ),
     "half a configuration": (
         own.text(own.with_layer("x = Scale(2.0)(x)"), own.LAYER.replace(' | {"by": self.by}', "")),
-        "saved and loaded, it gives other logits",
+        "after saving and loading, it gives different logits",
     ),
     "one batch normalization twice": (
         own.text(own.with_layer("shared = L.BatchNormalization(name='shared')\nx = shared(shared(x))")),
@@ -224,7 +230,7 @@ def test_the_runs_seed_decides_the_weights(build):
 
 @pytest.fixture
 def project(image_folder, tmp_path, monkeypatch):
-    """A function that makes the plans of a run with a network of two files."""
+    """A function of changes that returns params with a network in two files; the working directory holds these."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parts_of_it.py").write_text(own.HEAD + own.LAYER)
     body = own.with_layer("x = parts_of_it.Scale(2.0)(x)\nx = L.Dropout(0.3)(x)")
@@ -344,7 +350,7 @@ def test_dvc_plans_anew_when_its_file_changes(image_folder, tmp_path):
     assert repository.returncode != 0 and "Traceback" not in said
     (deps,) = re.findall(r"`deps: (\[.*\])`", said)
     assert deps == "[params.yaml, src/regbench, stages, benchmarks/results.json, nets/my_network.py]"
-    # As it says, or the folder.
+    # Do what the message says, but with the folder instead of the file.
     repository.replace(
         "dvc.yaml", "[params.yaml, src/regbench, stages, benchmarks/results.json]", deps.replace("/my_network.py", "")
     )
@@ -355,7 +361,7 @@ def test_dvc_plans_anew_when_its_file_changes(image_folder, tmp_path):
     assert repository.read("plans/l2-0/train.json") != before
     repository.commit("a network of my own")
     repository.dvc("exp", "run", "--temp", "-S", "reg.l2=0.5", "plan")
-    # A weights file that DVC tracks: its MD5 is DVC's.
+    # If DVC tracks a weights file, the plan has the MD5 that DVC gives.
     (repository.folder / "resnet50_notop.h5").write_bytes(b"weights")
     repository.dvc("add", "resnet50_notop.h5")
     repository.replace("dvc.yaml", "results.json, nets]", "results.json, nets, resnet50_notop.h5]")

@@ -18,7 +18,7 @@ def test_layers_and_parameters():
         (16, 16, 32),
         (8, 8, 64),
     ]
-    # The paper says 0.27 million. Shortcuts have none.
+    # The paper says 0.27 million. Shortcuts have no parameters.
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == 269_722
     assert len(networks.normalized(model)) == 19
 

@@ -1,4 +1,4 @@
-"""Weights from a file, and layers that keep them."""
+"""Weights from a file (`model.weights`), and layers that keep them in training (`model.freeze`)."""
 
 import hashlib
 
@@ -27,7 +27,7 @@ def model_of(**changes):
 
 
 def random(network):
-    """The network with weights that nothing else has."""
+    """Give a network random weights that no initializer gives; returns it."""
     generator = np.random.default_rng(3)
     network.set_weights([generator.uniform(0.1, 1, weight.shape) for weight in network.weights])
     return network
@@ -43,7 +43,7 @@ def assert_taken(network, source, *but):
 
 
 def legacy(path, network, whole=False):
-    """As Keras 2 wrote weights; very long lists of names are in pieces."""
+    """Write weights as Keras 2 did; the list of names is in two pieces, as very long lists were."""
     with h5py.File(path, "w") as file:
         group = file.create_group("model_weights") if whole else file
         names = [layer.name.encode() for layer in network.layers]
@@ -71,7 +71,7 @@ def test_every_kind_of_file(file, tmp_path, capsys):
     network = networks.build(model_of(weights=str(tmp_path / file)), (32, 32, 3), 10)
     assert_taken(network, source)
     assert capsys.readouterr().out == f"{tmp_path / file}: weights of 9 of 9 layers\n"
-    # Other classes: all but the head.
+    # With another number of classes, all weights but the head's are taken.
     network = networks.build(model_of(weights=str(tmp_path / file)), (32, 32, 3), 4)
     assert_taken(network, source, "head")
     assert "weights of 8 of 9 layers; as initialized: head; not used: head" in capsys.readouterr().out
@@ -86,7 +86,7 @@ def expanding(expand):
 
 
 def test_a_saved_run_of_regbench(tmp_path, capsys):
-    """Its network is a model in a model; a layer that has layers in it may have become several, of the same names."""
+    """Its network is a model in a model. A layer that contains layers may be saved as several, with the same names."""
     plain = [
         keras.layers.Conv2D(12, 1, use_bias=False, name="expand"),
         keras.layers.BatchNormalization(name="expand_bn"),
@@ -102,8 +102,8 @@ def test_a_saved_run_of_regbench(tmp_path, capsys):
             np.testing.assert_array_equal(taken, saved)
 
 
-def unnamed(blocks=12, start=None):
-    """Blocks of layers that Keras names, in an order that is not that of the alphabet."""
+def unnamed(blocks=12):
+    """Blocks of layers whose names Keras generates; their order is not alphabetical."""
     x = inputs = keras.Input((8, 8, 3))
     for _ in range(blocks):
         x = keras.layers.Conv2D(3, 3, padding="same")(x)
@@ -124,7 +124,7 @@ def test_names_that_keras_made_up_do_not_count(tmp_path, file, capsys):
     assert "weights of 33 of 33 layers\n" in capsys.readouterr().out
     for taken, saved in zip(network.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(taken, saved)
-    # With one convolution more, which is which can't be known.
+    # With one more convolution, the convolutions can't be matched.
     other = unnamed(blocks=13)
     before = other.layers[1].kernel.numpy()
     _weights.load(other, str(tmp_path / file))
@@ -143,13 +143,13 @@ def file(tmp_path):
 def test_what_does_not_fit_is_said(file, tmp_path):
     with pytest.raises(UserError, match=r"no layer of resnet20 fits .* The network has stem, stem_bn, .* has conv1"):
         networks.build(model_of(network="resnet20", weights=str(file)), (32, 32, 3), 7)
-    with pytest.raises(UserError, match=r"is another file than the run was planned with.* `dvc add"):
+    with pytest.raises(UserError, match=r"is not the file that the run was planned with.* `dvc add"):
         networks.build(model_of(weights=str(file)), (32, 32, 3), 10, weights_md5="0" * 32)
     with pytest.raises(UserError, match=r"there is no file .* run `dvc pull gone.h5`"):
         networks.build(model_of(weights="gone.h5"), (32, 32, 3), 10)
     for content in (b"", b"no weights", file.read_bytes()[:3000]):
         file.write_bytes(content)
-        with pytest.raises(UserError, match="is damaged, or no file of weights that Keras saved"):
+        with pytest.raises(UserError, match="is damaged, or is not a weights file saved by Keras"):
             networks.build(model_of(weights=str(file)), (32, 32, 3), 10)
     with h5py.File(tmp_path / "empty.h5", "w"):
         pass
@@ -169,7 +169,7 @@ def test_the_plan_has_the_files_md5(file, tmp_path, image_folder, monkeypatch):
 
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
     assert md5s(file.name) == {md5}
-    # As DVC says it, also where the file itself is not there.
+    # The MD5 is DVC's, even if the file itself is not there.
     (tmp_path / "some.weights.h5.dvc").write_text(f"outs:\n- md5: {'a' * 32}\n  path: some.weights.h5\n")
     assert md5s(file.name) == {"a" * 32}
     file.unlink()
@@ -188,7 +188,7 @@ def test_what_is_frozen():
     assert [layer.name for layer in networks.layers_of(network) if not layer.trainable] == [
         "image", "conv1", "conv1_bn", "conv1_relu", "conv1_pool", "conv2", "conv2_bn",
     ]  # fmt: skip
-    # Saved and loaded, they still are.
+    # They are still frozen in a model made from the configuration.
     again = keras.Model.from_config(network.get_config())
     trained = [[weight.path for weight in it.trainable_weights] for it in (network, again)]
     assert trained[0] == trained[1] and trained[0][0] == "conv3/kernel"

@@ -25,13 +25,13 @@ def draw(plan, runs):
 
 @pytest.fixture
 def repository(trained, tmp_path):
-    """A copy of its own of a project with results."""
+    """A new copy of a project with results."""
     return Repository(shutil.copytree(trained, tmp_path / "a path with spaces", symlinks=True))
 
 
 @pytest.fixture(scope="session")
 def figureless_template(trained, once):
-    """What `figureless` is copied from."""
+    """The folder that `figureless` copies."""
 
     def build(folder):
         repository = Repository(shutil.copytree(trained, folder, symlinks=True))
@@ -44,5 +44,5 @@ def figureless_template(trained, once):
 
 @pytest.fixture
 def figureless(figureless_template, tmp_path):
-    """A copy of its own of a project with results whose figures are empty, for tests that do not look at them."""
+    """A new copy of a project with results whose figures are empty, for tests that do not look at figures."""
     return Repository(shutil.copytree(figureless_template, tmp_path / "a path with spaces", symlinks=True))

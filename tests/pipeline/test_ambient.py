@@ -1,4 +1,4 @@
-"""The same bits whatever the user's environment says."""
+"""Results have the same bits, whatever the user's environment variables and keras.json say."""
 
 import shutil
 import sys
@@ -29,7 +29,7 @@ SETTINGS = {
         ("channels_last", "float32", "jax"),
     ),
 }
-"""Variables, and what keras.json says. Each alone was tried as well; together they take a tenth of the time."""
+"""(environment variables, values for keras.json). Each was also tried alone; together they take a tenth of the time."""
 
 
 def results(repository, python, **environment):
@@ -44,7 +44,7 @@ def results(repository, python, **environment):
 
 @pytest.fixture(scope="module")
 def plain(image_folder, tmp_path_factory):
-    """A prepared project, and its results in this environment, by the `python` that most tests use."""
+    """(folder of a prepared project, its results in this environment, with the `python` that most tests use)."""
     params = scratch.tiny_params(image_folder, **scratch.TINIEST)
     repository = scratch.copy_project(tmp_path_factory.mktemp("ambient") / "project", params)
     for stage in ("plan", "prepare"):
@@ -61,5 +61,5 @@ def test_the_same_bits(plain, tmp_path, name):
     variables, keras_json = SETTINGS[name]
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras/keras.json").write_text(KERAS_JSON.format(*keras_json))
-    # Each stage in a real new Python.
+    # `sys.executable` starts a new Python for each stage; the `python` of most tests is a fork (preloaded.py).
     assert results(repository, sys.executable, KERAS_HOME=str(tmp_path / "keras"), **variables) == expected

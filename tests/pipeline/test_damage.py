@@ -1,4 +1,4 @@
-"""Truncated files and flipped bits: noticed, named with the command that repairs, never trained on."""
+"""Truncated files and flipped bits are noticed, reported with the command that repairs them, and never trained on."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc, pytest.mark.faults]
 
 
 def flip(path, share=0.6):
-    """Flip one bit, and give the file its old time back: DVC does not look at what is in it then."""
+    """Flip one bit and restore the file's old time, so that DVC does not look at its content."""
     status = path.stat()
     content = bytearray(path.read_bytes())
     content[int(len(content) * share)] ^= 1
@@ -45,7 +45,7 @@ def test_images_are_not_trained_on(repository):
 
 
 def test_a_dvc_lock_that_was_cut_off(repository):
-    """A kill while DVC writes it; DVC itself refuses to go on. Nothing is trained again. More: runner/test_lock.py."""
+    """DVC was killed while writing it, and now refuses it. Nothing is trained again. More: runner/test_lock.py."""
     path = repository.folder / "dvc.lock"
     whole = path.read_text()
     path.write_text(whole[: int(len(whole) * 0.6)])

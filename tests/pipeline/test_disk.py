@@ -1,4 +1,4 @@
-"""A disk that is full or can't be written: one message in each stage, nothing half-written, and then it continues."""
+"""A disk that is full or can't be written: one message in each stage, no half-written file; the next run continues."""
 
 import shutil
 import subprocess
@@ -11,12 +11,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc, pytest.mark.faults]
 
 KIB = 1024
 STATE = 400 * KIB
-"""What the checkpoint of an epoch takes; model.keras takes a little more."""
+"""Bytes of the checkpoint of an epoch; model.keras is a little larger."""
 
 
 @pytest.fixture(scope="module")
 def repository(image_folder, tmp_path_factory):
-    """A tiny project on a disk of its own, of 80 MiB."""
+    """A tiny project on its own disk of 80 MiB."""
     disk = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
@@ -37,11 +37,11 @@ MADE = {
     "evaluate": "runs/l2-0/evaluation",
     "report": "report.md",
 }
-"""What each stage makes, in order."""
+"""{stage: one of its outputs}, in the order of the stages."""
 
 
 def ready(repository, name):
-    """Run the stages before `name` that have not run, and take away what `name` makes."""
+    """Run the stages before `name` that have not run, and delete the output of `name`."""
     for earlier in MADE:
         path = repository.folder / MADE[earlier]
         if earlier == name:
@@ -52,7 +52,7 @@ def ready(repository, name):
 
 
 def fill(repository, left):
-    """Let a file take all of the disk but `left` bytes; it is returned."""
+    """Fill the disk with one file, except for `left` bytes. Returns the file."""
     ballast = repository.folder.parent / "ballast"
     ballast.unlink(missing_ok=True)
     ballast.write_bytes(bytes(shutil.disk_usage(repository.folder).free - left))
@@ -60,7 +60,7 @@ def fill(repository, left):
 
 
 def made(repository):
-    """{path: size} of what a stage gave its final name."""
+    """{path: size} of the outputs that have their final name."""
     roots = [repository.folder / root for root in ("plans", "prepared", "runs", "metrics", "plots")]
     files = [path for root in roots for path in root.rglob("*")]
     named = [path for path in files if path.is_file() and "partial" not in str(path.relative_to(repository.folder))]
@@ -71,7 +71,7 @@ def made(repository):
     ("name", "sizes"),
     [
         ("prepare", [100 * KIB]),
-        ("train", [STATE // 3, 2 * STATE + STATE // 3]),  # less than one checkpoint; two of them, but not three
+        ("train", [STATE // 3, 2 * STATE + STATE // 3]),  # room for less than one checkpoint; for two, not three
         ("evaluate", [8 * KIB]),
         ("report", [200 * KIB]),
     ],
@@ -91,7 +91,7 @@ def test_full_disk(repository, name, sizes):
     stage(repository, name)
     after = made(repository)
     assert after.keys() > before.keys()
-    # What had its name already was whole.
+    # Every file that already had its final name was complete.
     assert {path: after[path] for path in half} == half
 
 
@@ -110,7 +110,7 @@ def test_read_only_disk(repository, name):
 
 
 def test_dvc_on_a_full_disk(repository):
-    """DVC copies what a stage wrote into its cache, and notes it in dvc.lock; neither is left half-written."""
+    """DVC copies the outputs of a stage into its cache and records them in dvc.lock. Neither is left half-written."""
     ballast = fill(repository, 450 * KIB)
     repository.dvc("repro", check=False)
     assert repository.returncode != 0

@@ -1,4 +1,4 @@
-"""SIGKILL in each stage of `dvc repro`, and DVC alone killed; tests/killed.py does it at more moments."""
+"""SIGKILL in each stage of `dvc repro`, and SIGKILL of DVC alone. tests/killed.py kills at more moments."""
 
 import os
 import random
@@ -28,7 +28,7 @@ def test_killed_in_each_stage(template, tmp_path):
     expected = killed.results(untouched)
     assert {"prepared/test/split.json", "runs/l2-0/model.keras", "metrics/summary.json", "report.md"} <= expected.keys()
     assert killed.compare(expected, repository) == []
-    # What is compared, is compared.
+    # The comparison finds a changed file.
     killed_history = repository.folder / "runs/l2-0/history.csv"
     killed_history.write_text(killed_history.read_text().replace("0.", "1.", 1))
     assert killed.compare(expected, repository) == ["runs/l2-0/history.csv: other content"]
@@ -37,7 +37,8 @@ def test_killed_in_each_stage(template, tmp_path):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux tells a process that its parent has ended")
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_a_stage_ends_with_dvc(template, tmp_path, monkeypatch, shell):
-    # DVC hands a stage to $SHELL. Some stay until it has ended, as Debian's sh does; others become the stage.
+    # DVC runs a stage in $SHELL. Without `exec` in dvc.yaml, some shells would stay until the stage has ended, such as
+    # Debian's sh; others would become the stage.
     monkeypatch.setenv("SHELL", shell)
     repository = Repository(shutil.copytree(template, tmp_path / "orphan"))
     # Long enough that DVC is dead before the training ends, on a busy machine too.

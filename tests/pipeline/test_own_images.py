@@ -1,4 +1,4 @@
-"""A user's images are never deleted, wherever they lie."""
+"""A user's images are not deleted, wherever they are. `dvc exp run` has an exception, see below."""
 
 import shutil
 
@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.dvc]
     [
         *((place, "regbench repro") for place in ("plans", "prepared", "prepared/train", "runs")),
         *((place, "dvc repro") for place in ("plans", "prepared", "prepared/train", "runs")),
-        # Before it runs anything it deletes what lies at an output's own path, plans or prepared/train; nothing helps.
+        # Not tested: plans and prepared/train. `dvc exp run` deletes files at the path of an output before it runs
+        # anything, and nothing can prevent that.
         *((place, "dvc exp run") for place in ("prepared", "runs", "data")),
     ],
 )

@@ -1,4 +1,4 @@
-"""What runs again after which change: each line of the table in CONTRIBUTING.md, under real dvc."""
+"""Which stages run again after which change: most lines of the table in CONTRIBUTING.md, under real dvc."""
 
 import json
 
@@ -27,7 +27,7 @@ def set_param(key, value):
 
 
 def set_cost(kind, median):
-    """A function that sets what `make bench` has measured of a kind."""
+    """A function that sets the cost of a kind as measured by `make bench`."""
 
     def change(repository):
         measured = json.loads(repository.read("benchmarks/results.json"))
@@ -43,7 +43,7 @@ def replace(path, old, new):
 
 
 def append(path, text):
-    """A function that adds to a file, or makes it."""
+    """A function that adds text to a file, or creates the file."""
 
     def change(repository):
         file = repository.folder / SOURCE / path
@@ -63,7 +63,7 @@ def together(*changes):
 
 
 def stages(*names):
-    """{stages} with the matrix spelled out."""
+    """A set of stages; a name that ends with @ stands for this stage of both runs."""
     return {f"{name}{run}" for name in names for run in (BOTH if name.endswith("@") else ("",))}
 
 
@@ -115,7 +115,7 @@ CHANGES = {
         ),
         {"plan"},
     ),
-    # The same models come out, so nothing behind them runs.
+    # The models come out the same, so no later stage runs.
     "code of training": (append("training/fit.py", "\nSPARE = 1\n"), stages("plan", "train@")),
     "code of a kind": (append("regularizers/l2.py", "\nSPARE = 1\n"), {"plan", "train@l2-0", "evaluate@l2-0"}),
     "code of the network": (append("networks/small_cnn.py", "\nSPARE = 1\n"), stages("plan", "train@")),

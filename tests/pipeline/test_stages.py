@@ -53,7 +53,7 @@ def test_stopped_in_one_line_and_resumed(image_folder, tmp_path):
         (signal.SIGTERM, 1, "stopped (SIGTERM); `make repro` continues from here"),
     ):
         process = start()
-        lines = [process.stdout.readline() for _ in range(3)]  # two epochs are done, so the first is saved
+        lines = [process.stdout.readline() for _ in range(3)]  # at least two epochs are done, so the first is saved
         process.send_signal(number)
         rest, errors = process.communicate(timeout=120)
         assert process.returncode == code

@@ -42,13 +42,13 @@ def test_side_by_side_and_alone_give_the_same_bits(repository):
     shutil.rmtree(repository.folder / "runs")
     shutil.rmtree(repository.folder / ".dvc/cache")
     (repository.folder / "dvc.lock").unlink()
-    # All in real new processes, against a template made by `preloaded` ones.
+    # All stages in new processes; forks made the template (preloaded.py).
     output = repository.run(sys.executable, "-m", "regbench", "repro", "--jobs", "2")
     assert all(f"{run} epoch 1/1: cross-entropy" in output for run in ("none-0", "l2-0"))
     assert "oneDNN" not in output
     assert content() == alone
     assert "up to date" in repository.regbench("repro")
-    # The stages may stand in another order there.
+    # The stages may be in another order in dvc.lock.
     committed = yaml.safe_load(repository.run("git", "show", "HEAD:dvc.lock"))
     assert yaml.safe_load(repository.read("dvc.lock")) == committed
     assert repository.run("git", "status", "--porcelain").strip() in ("", "M dvc.lock")
@@ -96,7 +96,7 @@ def test_one_more_regularizer_and_one_less(figureless):
 
 
 def test_old_runs_are_set_aside(repository, tmp_path):
-    """Else this commit would be stale in every clone that lacks them."""
+    """Otherwise this commit would be stale in every clone, because a clone does not have the old runs."""
     repository.replace("params.yaml", "  none: 0\n", "")
     repository.replace("params.yaml", "  baseline: none", "  baseline: l2")
     repository.dvc("repro")

@@ -11,7 +11,7 @@ from regbench.training import model
 
 @pytest.fixture(scope="module")
 def built():
-    """A function from a line, {kind: strength}, to its model, compiled; the same initial weights for each line."""
+    """A function that builds the compiled model of a line, {kind: strength}, always with the same initial weights."""
 
     def build(line, network="residual", image_shape=(32, 32, 3), batch_norm=True, **train):
         terms = [params.Term(kind, strength, catalogue.kinds()[kind].scope) for kind, strength in line.items()]

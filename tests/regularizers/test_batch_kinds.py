@@ -27,7 +27,7 @@ USUAL = {
     "cutmix": 1,
     "label_smoothing": 0.1,
 }
-"""In the order in which they act."""
+"""A usual strength of each, in the order in which they act."""
 
 ON_IMAGES = [kind for kind in USUAL if kind != "label_smoothing"]
 
@@ -65,7 +65,7 @@ def test_images_stay_images_and_targets_distributions(kind, shape, policy):
     keras.config.set_dtype_policy(policy)
     try:
         made = layer(kind)
-        # As in a training: a graph for all sizes of batch.
+        # As in a training: one graph for all batch sizes.
         call = tf.function(lambda images, labels: made({"images": images, "labels": labels}, training=True))
         call = call.get_concrete_function(tf.TensorSpec((None, *shape)), tf.TensorSpec((None, 7)))
         for count in (5, 2, 1):
@@ -118,7 +118,7 @@ def test_mixup_mixes_images_as_it_mixes_targets(channels):
     assert ((targets > 0).sum(axis=1) <= 2).all()
     expected = targets.astype(np.float64) @ images.reshape(30, -1)
     np.testing.assert_allclose(changed.reshape(30, -1), expected, rtol=1e-5, atol=1e-3)
-    # Every image is the other one of one image: a permutation.
+    # No image is mixed into two others, because the partners are a permutation.
     others = targets - np.diag(targets.diagonal())
     assert ((others > 0).sum(axis=0) <= 1).all()
     # Keras's layer does the same with the same draws.
@@ -140,7 +140,7 @@ def test_shares_are_of_the_beta_distribution(strength):
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (20, 45, 1)], ids=str)
 def test_cutmix_mixes_targets_by_the_pixels_pasted(shape):
-    # Each image is of one colour, so each pixel says where it is from.
+    # Each image has one colour, so each pixel shows which image it comes from.
     images = np.broadcast_to(np.arange(60, dtype=np.float32)[:, None, None, None], (60, *shape))
     changed, targets = through(layer("cutmix"), images, own_class(60))
     cut_off = 0
@@ -198,7 +198,7 @@ def test_random_erasing_of_all_images():
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (20, 45, 1)], ids=str)
 def test_random_crop_cuts_a_window_out_of_each_padded_image(shape):
-    images = noise(150, *shape) + 1  # without black pixels of its own
+    images = noise(150, *shape) + 1  # no pixel is black like the padding
     changed, _ = through(layer("random_crop", 2), images, own_class(150))
     padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
     starts = []
@@ -206,7 +206,7 @@ def test_random_crop_cuts_a_window_out_of_each_padded_image(shape):
         windows = itertools.product(range(5), repeat=2)
         starts += [(y, x) for y, x in windows if (before[y : y + shape[0], x : x + shape[1]] == after).all()]
     assert len(starts) == 150
-    # Each of the 25 windows, and about as often.
+    # All 25 windows occur, and about equally often.
     counts = np.unique(starts, axis=0, return_counts=True)[1]
     assert len(counts) == 25 and stats.chisquare(counts).pvalue > 1e-4
 
@@ -273,7 +273,7 @@ def test_operations_of_rand_augment_equal_pillows(operation, colours, cifar10_sa
         elif operation.__name__ in ("none", "posterize", "solarize", "equalize"):
             np.testing.assert_array_equal(found, expected)
         else:
-            # Pillow cuts 99.99999 off to 99.
+            # Pillow truncates, so 99.99999 becomes 99.
             assert np.abs(found - expected).max() <= 1
             assert (found != expected).mean() < 0.02
 
@@ -305,7 +305,7 @@ def test_rand_augment_is_two_operations_one_after_the_other(twice, xla):
     changed = loss_and_images(images)[1].numpy()
     seconds = [possible[picture.tobytes()] for picture in changed]
     assert len(np.unique(changed, axis=0)) > 200
-    # Where two operations commute, only the order that comes later counts; so some may not be seen as the second one.
+    # If two operations commute, `possible` has only the later of their two orders, so one may never be the second.
     assert len(set(seconds)) >= len(rand_augment.OPERATIONS) - 1
 
 
@@ -326,7 +326,7 @@ def built(plan_of, folder, line, **changes):
 
 
 class Seen(keras.layers.Layer):
-    """Keeps the batch that comes last."""
+    """Keeps the last batch."""
 
     def call(self, batch):
         tf.py_function(self.keep, [batch["images"], batch["labels"]], [])
@@ -344,7 +344,7 @@ def test_what_a_step_sees_is_a_function_of_seed_and_step(plan_of, tmp_path, kind
         trained = built(plan_of, tmp_path, {kind: USUAL[kind] for kind in kinds}, seeds=[seed])
         trained.on_batch = (*trained.on_batch, seen := Seen())
         for step in steps:
-            trained.optimizer.iterations.assign(step)  # as a checkpoint does
+            trained.optimizer.iterations.assign(step)  # as resuming from a checkpoint does
             trained.train_on_batch(images, labels)
             for before, after in zip(found.setdefault((seed, step), seen.last), seen.last, strict=True):
                 np.testing.assert_array_equal(before, after)
@@ -354,7 +354,7 @@ def test_what_a_step_sees_is_a_function_of_seed_and_step(plan_of, tmp_path, kind
 
 
 class Draws(keras.layers.Layer):
-    """Draws twice a step, and keeps what it drew."""
+    """Draws twice in each step and keeps the numbers."""
 
     def __init__(self):
         super().__init__()
@@ -449,7 +449,7 @@ def test_mixup_and_cutmix_do_not_go_together(settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("left_out", ["cutmix", "mixup"])
 def test_xla_compiles_a_step(plan_of, tmp_path, left_out):
-    """As under `train.jit`, which Keras drops in a process with deterministic operations."""
+    """As with `train.jit`, which Keras ignores in a process with deterministic operations."""
     line = {kind: strength for kind, strength in USUAL.items() if kind not in (left_out, "rand_augment")}
     trained = built(plan_of, tmp_path, line)
     trained.train_on_batch(noise(6).astype(np.uint8), np.arange(6))

@@ -1,7 +1,7 @@
 """Each kind in the catalogue: strength 0 is no regularizer; the same bits on one thread and two, killed or not.
 
-Two processes train each kind once: one on two threads; one on one thread, killed in the midst of an epoch and resumed.
-Both must give the same files.
+Two processes train each kind once. The first uses two threads. The second uses one thread; each training in it is
+killed in the middle of an epoch and resumed. Both must write the same files.
 """
 
 import json
@@ -54,8 +54,8 @@ for path in sorted(Path("plans").glob("*/train.json")):
     found[chosen["name"]] = [hashlib.sha256(part).hexdigest() for part in content]
 print("found", json.dumps(found))
 """
-"""Trains plans and prints {name: [SHA-256 of model.keras, of history.csv, of the weights alone]}: all in plans/, and
-those killed but for strength 0."""
+"""Trains the plans in plans/ and prints {name: [SHA-256 of model.keras, of history.csv, of the weights alone]}. If
+trainings are killed, it leaves out those at strength 0."""
 
 
 def usual_strength(kind):
@@ -64,7 +64,7 @@ def usual_strength(kind):
 
 
 def zeros():
-    """All kinds at strength 0, in as few lines as they go together."""
+    """All kinds at strength 0, {name: line}, in few lines: kinds that can be combined share a line."""
     lines = []
     for kind in catalogue.kinds().values():
         for line in lines:
@@ -94,7 +94,7 @@ def folder(image_folder, tmp_path_factory):
 
 
 def trained(folder, threads, how):
-    """What `SCRIPT` finds, "whole" or "killed", in a process of its own."""
+    """What `SCRIPT` prints in a process of its own; `how` is "whole" or "killed"."""
     (folder / how).mkdir()  # checkpoints lie in the working directory
     for shared in ("prepared", "plans"):
         (folder / how / shared).symlink_to(folder / shared)

@@ -1,4 +1,4 @@
-"""Kinds that act in the network: what they do there, against Keras's own layers, and that no saved model has them."""
+"""Kinds that act in the network: what they do there, against Keras's own layers. No saved model contains them."""
 
 import zipfile
 
@@ -21,13 +21,13 @@ IN_NETWORK = {
 
 
 def scaled(images):
-    """What the network gets of uint8 images."""
+    """Images from -1 to 1, as the network gets them, from uint8 images."""
     return images.astype(np.float32) / 127.5 - 1
 
 
 @pytest.fixture
 def plain(built):
-    """The network alone, each layer called once, with the initial weights of every `built` model."""
+    """The network alone, with the initial weights that every `built` model has. Each layer is called once."""
     weights = built({}).plain.get_weights()
     network = residual.build((32, 32, 3), 10)
     network.set_weights(weights)
@@ -39,7 +39,7 @@ LAYERS = {
     "spatial_dropout": (keras.layers.SpatialDropout2D, "block2_add"),
     "gaussian_noise": (keras.layers.GaussianNoise, "image"),
 }
-"""The layer of Keras that a kind is, and behind which layer it stands."""
+"""{kind: (the Keras layer that it equals, the name of the layer that it follows)}"""
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_stochastic_depth_leaves_out_the_longer_branch_at_rates_that_rise(built,
     probe = keras.Model(network.input, [tensor for layer in drops for tensor in (layer.input, layer.output)])
     images = np.tile(scaled(batch[0]), (20, 1, 1, 1))
     first, first_dropped, second, second_dropped = (tensor.numpy() for tensor in probe(images, training=True))
-    # Up to the first one nothing is random.
+    # Nothing is random before the first of these layers.
     branch = keras.Model(plain.input, plain.get_layer("block1_conv2_bn").output)(images, training=True)
     np.testing.assert_allclose(first, branch, rtol=1e-4, atol=1e-4)
     for before, after, rate in ((first, first_dropped, 0.25), (second, second_dropped, 0.5)):
@@ -78,7 +78,7 @@ def test_stochastic_depth_leaves_out_the_longer_branch_at_rates_that_rise(built,
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "branch", "shortcuts"), [("ResNet50", 1, 16), ("Xception", 0, 12)])
 def test_shortcuts_of_known_networks(name, branch, shortcuts):
-    """Both have projected ones; Xception adds them the other way round."""
+    """Both have projected shortcuts. Xception adds branch and shortcut in the opposite order."""
     network = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
     found = networks.shortcuts(network)
     assert len(found) == shortcuts
@@ -142,7 +142,7 @@ def test_activity_l2_is_computed_in_whole_precision(built):
 @pytest.mark.slow
 def test_validated_and_saved_without_what_acts_in_training(built, batch, tmp_path):
     noisy, none = built(IN_NETWORK), built({})
-    assert len(noisy.random_states) == 5  # of stochastic_depth two
+    assert len(noisy.random_states) == 5  # two of them for stochastic_depth
     assert noisy.count_params() == none.count_params()
     np.testing.assert_array_equal(noisy.plain(batch[0]), none.plain(batch[0]))
     np.testing.assert_array_equal(noisy(batch[0], training=False), none.plain(batch[0]))
@@ -161,7 +161,7 @@ def test_validated_and_saved_without_what_acts_in_training(built, batch, tmp_pat
 
 @pytest.mark.slow
 def test_what_is_drawn_is_a_function_of_seed_and_step(built, batch):
-    """A model of its own that has made one step draws in the next what one that made two steps drew in its second."""
+    """Random states left from before do not change what a step draws. Another seed does."""
     weights = []
     for again in (False, True):
         model = built({"dropout": 0.5, "gaussian_noise": 0.2})
@@ -173,7 +173,10 @@ def test_what_is_drawn_is_a_function_of_seed_and_step(built, batch):
         assert len({key for key, _ in drawn}) == 2 and [step for _, step in drawn] == [1, 1]
     for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)
-    other_seed = built({"dropout": 0.5, "gaussian_noise": 0.2})
-    other_seed.seed = 1
-    other_seed.train_on_batch(*batch)
-    assert any(np.any(one != other) for one, other in zip(weights[0], other_seed.get_weights(), strict=True))
+    for seed, step in ((1, 0), (0, 1)):
+        # Its learning rate is constant, so another step from the same weights differs only in what is drawn.
+        other = built({"dropout": 0.5, "gaussian_noise": 0.2})
+        other.seed = seed
+        other.optimizer.iterations.assign(step)
+        other.train_on_batch(*batch)
+        assert any(np.any(one != two) for one, two in zip(weights[0], other.get_weights(), strict=True))

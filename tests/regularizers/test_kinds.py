@@ -18,7 +18,7 @@ def random(shape, seed=0):
 
 
 def soft_orthogonality(weight):
-    """‖WᵀW − I‖² and its gradient 4·W·(WᵀW − I), in NumPy, of the kernel as the matrix that acts on its inputs."""
+    """‖WᵀW − I‖² and its gradient 4·W·(WᵀW − I), in NumPy; W is the kernel as the matrix that acts on its inputs."""
     if weight.ndim == 1:
         return 0.0, np.zeros_like(weight)
     if weight.ndim == 4 and weight.shape[3] == 1:
@@ -38,7 +38,7 @@ def soft_orthogonality(weight):
 
 
 def filters(weight):
-    """A kernel as the matrix [inputs of a filter, filters], and a function that makes a kernel of such a matrix."""
+    """A kernel as the matrix [inputs of a filter, filters], and a function that turns such a matrix into a kernel."""
     depthwise = weight.ndim == 4 and weight.shape[3] == 1
     matrix = weight.reshape(-1, weight.shape[2] if depthwise else weight.shape[-1])
     return matrix, lambda matrix: matrix.reshape(weight.shape)
@@ -53,7 +53,7 @@ def group_lasso(weight):
 
 
 def spectral_norm(weight):
-    """σ² and its gradient 2σ·u·vᵀ; of a depthwise kernel, of the longest filter alone."""
+    """σ² and its gradient 2σ·u·vᵀ; for a depthwise kernel, those of its longest filter."""
     if weight.ndim == 1:
         return 0.0, np.zeros_like(weight)
     matrix, as_kernel = filters(weight)
@@ -71,13 +71,13 @@ FORMULAS = {
     "orthogonal": soft_orthogonality,
     "spectral_norm": spectral_norm,
 }
-"""The penalty at strength 1 and its gradient."""
+"""{kind: function of a weight that returns the penalty at strength 1 and its gradient}"""
 
 ON_WEIGHTS = [name for name, kind in catalogue.kinds().items() if kind.scope]
 
 
 def step_by_formula(kind, strength, weight, gradient, rate, velocity, momentum):
-    """One step of SGD in double precision: the weight, and the velocity."""
+    """Compute one step of SGD in double precision; returns the new weight and the new velocity."""
     if kind in FORMULAS:
         gradient = gradient + strength * FORMULAS[kind](weight)[1]
     if kind == "weight_decay":
@@ -157,7 +157,7 @@ def test_a_filter_of_zeros_has_no_gradient_in_group_lasso(shape):
 
 
 def test_spectral_norm_follows_the_weights_by_power_iteration():
-    """From the exact singular vector, one step of NumPy's each step; it becomes exact where the weights stay."""
+    """It starts at the exact singular vector and iterates once per step. It becomes exact if the weights stay."""
     variable = keras.Variable(random((3, 3, 4, 20)))
     regularizer = variable.regularizer = Regularizer({"spectral_norm": 0.02})
     regularizer.start_memories(variable)
@@ -281,7 +281,7 @@ def test_each_kind_of_a_combination_covers_what_it_covers_alone(settings, model)
 
 
 def test_each_kind_says_what_it_is():
-    """Formula first; source, usual strengths and PyTorch's equivalent: the page of the docs is made of them."""
+    """The formula first, then source, usual strengths and PyTorch's equivalent: the docs page is made from these."""
     for kind in catalogue.kinds().values():
         assert "strength" in kind.docstring.partition("Source: ")[0], kind.name
         for part in ("Source: ", "Usual strengths: ", "PyTorch: "):

@@ -1,4 +1,4 @@
-"""Kinds that act on a step, on the weights that are kept and on the end of training, against NumPy and plain Keras."""
+"""Kinds that act on a step, on the saved weights or on the end of training, against NumPy and plain Keras."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from regbench.training.optimizer import SGD
 
 
 def gradients(seed):
-    """Of two weights, [4, 3] and [5]; some long, some short."""
+    """Gradients of two weights, [4, 3] and [5]; they grow with the seed, so some are longer than the limit."""
     rng = np.random.default_rng(seed)
     return [(seed * rng.normal(size=shape)).astype(np.float32) for shape in ((4, 3), (5,))]
 
@@ -74,14 +74,14 @@ def test_sam_climbs_along_the_gradient():
 
 @pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
 def test_sam_stays_where_the_gradient_says_nothing(value):
-    """Of float16, the scaled gradient may be infinite; the step is then left out, and averages must stay finite."""
+    """In float16 the scaled gradient may be infinite. The step is then skipped, and averages must stay finite."""
     (offset,) = sam.climb([], [tf.constant([value, 0.0])], 0.05)
     np.testing.assert_array_equal(offset, [0, 0])
 
 
 @pytest.mark.slow
 def test_sam_over_three_steps_of_a_network(built, batch):
-    """Against two gradients a step by a tape, penalty and batch normalization among it."""
+    """Against two gradients per step from a tape, with a penalty and batch normalization."""
     strength, rate, momentum = 0.5, 0.1, 0.9
     model = built({"sam": strength, "l2": 0.01}, momentum=momentum)
     reference = built({"l2": 0.01}, momentum=momentum)
@@ -134,7 +134,7 @@ def test_sam_sees_the_same_noise_in_both_gradients(built, batch, monkeypatch):
     "line", [{"sam": 0.05}, {"ema": 0.9, "gradient_clip": 0.1}], ids=["sam", "ema and gradient_clip"]
 )
 def test_float16_scales_the_loss_and_not_the_step(built, batch, line):
-    """The steps are those of float32 within float16's digits."""
+    """The steps equal those in float32, up to the precision of float16."""
     moves = []
     for precision in ("float32", "float16"):
         model = built(line, precision=precision)

@@ -28,7 +28,7 @@ def project(image_folder, tmp_path_factory):
 
 @pytest.fixture
 def train(image_folder, project, monkeypatch):
-    """A function from a line under `reg:` and changes of params to the folder of the trained run."""
+    """A function that trains a line under `reg:` with changes of params, and returns the run's folder."""
     monkeypatch.chdir(project)
     count = iter(range(1000))
 
@@ -57,7 +57,7 @@ def assert_same(one, other):
 
 
 class KilledError(Exception):
-    """Stands for a run's sudden end, within the test's process."""
+    """Simulates that a run is killed, within the test's process."""
 
 
 def test_ema_validates_and_saves_averages_and_leaves_training_alone(train, monkeypatch):
@@ -100,7 +100,10 @@ def losses():
 
 @pytest.fixture
 def stopping(train, losses):
-    """(patience, best epoch, epochs): how early stopping should end this training after its second epoch or later."""
+    """The expected (patience, index of the best epoch, number of epochs).
+
+    The patience is one at which training ends early and the best epoch is not the first.
+    """
     if not losses:
         losses += [row["val_cross_entropy"] for row in rows(train(NONE, **LONG))]
     for patience in (1, 2, 3):
@@ -168,7 +171,7 @@ ALL = {
     "sam": 0.05,
     "spectral_norm": 0.1,
 }
-"""What is the same on one device and on two."""
+"""Kinds that train the same on one device and on two."""
 
 NOISY = ALL | {"dropout": 0.3, "gaussian_noise": 0.1, "spatial_dropout": 0.2, "early_stopping": 2}
 
@@ -203,7 +206,7 @@ print("states", *(value.numpy().tolist() for state in strategy.run(states) for v
 
 
 def in_a_process(image_folder, project, line, out, *devices, **changes):
-    """Train in a process of its own, on these devices; the folder, and what it printed."""
+    """Train in a process of its own, on these devices; returns the folder and what the process printed."""
     (project / "devices.py").write_text(SCRIPT)
     settings = tiny_params(image_folder, **TINY | changes)
     settings["reg"], settings["report"]["baseline"] = {"line": line}, None
@@ -213,7 +216,7 @@ def in_a_process(image_folder, project, line, out, *devices, **changes):
 
 
 def test_two_devices_train_as_one(image_folder, project):
-    """Gradients that are clipped or climbed are of the whole batch. Two steps, so that rounding does not grow."""
+    """Clipping and climbing use gradients of the whole batch. There are only two steps, so rounding does not grow."""
     changes = {"model.batch_norm": False, "train.batch_size": 20, "train.epochs": 1, "train.flip": False}
     (one, _), (two, _) = (
         in_a_process(image_folder, project, ALL, out, *devices, **changes)
@@ -226,9 +229,9 @@ def test_two_devices_train_as_one(image_folder, project):
 
 
 def test_noise_on_two_devices_and_under_xla(image_folder, project):
-    """Nothing of it is promised to give equal bits; all train. Each replica draws its own noise.
+    """These trainings need not give equal bits, but all must train. Each replica draws its own noise.
 
-    XLA can't compile a step of two devices, so it is not asked to.
+    XLA can't compile a step of two devices, so `train.jit` has no effect there.
     """
     two, jit = ["CPU:0", "CPU:1"], {"train.jit": True}
     for out, changes, devices in (("noisy", {}, two), ("xla", jit, []), ("both", jit, two)):

@@ -25,7 +25,7 @@ def draw(plan, diverged=(), **options):
 
 
 ALL = ["effects", "accuracy", "corruptions", "learning_curves", "reg_loss", "norms", "weights", "layers", "pruning"]
-"""What is drawn where no kind has two strengths."""
+"""The figures that the report shows if no kind has two strengths."""
 
 
 @pytest.mark.slow

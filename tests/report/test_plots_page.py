@@ -1,4 +1,4 @@
-"""The page of `dvc plots show` and `dvc plots diff`: it draws without any network."""
+"""The page of `dvc plots show` and `dvc plots diff`: it draws without a network."""
 
 import configparser
 import hashlib
@@ -13,7 +13,7 @@ from scratch import ROOT
 
 PAGE = ROOT / ".dvc/plots_page.html"
 COLOURS = ((1, 115, 178), (222, 143, 5), (2, 158, 115))
-"""Of the first three regularizers."""
+"""The colours of the first three regularizers."""
 
 
 def test_the_page_is_what_its_script_makes():

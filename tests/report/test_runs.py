@@ -1,4 +1,4 @@
-"""Reading runs, and moving aside what no plan names."""
+"""Reading runs, and moving aside files and folders that no plan names."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from regbench.report import runs
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Of none, l1 and l2 with one seed, whose runs are written."""
+    """A plan of none, l1 and l2 with one seed; its runs are written."""
     monkeypatch.chdir(tmp_path)
     plan = fake_runs.report_plan()
     fake_runs.write(plan)
@@ -88,7 +88,7 @@ def test_what_the_plan_does_not_name_is_moved_aside(plan, tmp_path):
     assert (removed / "notes.txt").read_text() == "mine"
     assert (removed / "l2-0/predictions.csv").exists() and (tmp_path / "runs/l2-0/model.keras").exists()
     assert runs.set_aside(plan) == []
-    # The next one of that name does not replace it.
+    # A later run of the same name does not replace it.
     fake_runs.write_run(tmp_path / "runs/old-0", 0, 300)
     assert runs.set_aside(plan) == ["old-0"]
     kept = [

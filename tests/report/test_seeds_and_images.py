@@ -1,4 +1,4 @@
-"""Differences over seeds and over images: by simulation, and where they are known in closed form; power."""
+"""Differences over seeds and images, and power: against simulations and closed forms."""
 
 import math
 
@@ -13,10 +13,11 @@ SEEDS, IMAGES = 3, 2000
 
 
 def flags(rng, seeds=SEEDS, images=IMAGES, seed_spread=0.05, image_spread=0.3, difference=0.0):
-    """Which images two regularizers have right, [seeds, images] each, and by how much the second is truly better.
+    """Simulate two regularizers: which images each has right, [seeds, images], and the true difference in accuracy.
 
-    An image is right where a normal number is below 0.2. It is a sum: of the image (shared by all runs), of what the
-    regularizer makes of the image (shared by its seeds), of the regularizer's seed (shared by its images), of the run.
+    An image is right if a normal number is below 0.2; for the second regularizer, below 0.2 + `difference`. The number
+    is a sum of four parts: the difficulty of the image (shared by all runs), the effect of the regularizer on the image
+    (shared by its seeds), the effect of the regularizer's seed (shared by its images), and noise.
     """
     difficulty = rng.normal(0, 0.8, images)
 
@@ -51,17 +52,17 @@ def test_intervals_hold_the_truth_and_alarms_are_as_rare_as_promised(seeds, seed
         plain = statistics.difference_over_seeds(first.sum(axis=1).tolist(), second.sum(axis=1).tolist(), 400)
         narrow.append(plain.low <= truth <= plain.high)
         assert estimate.low <= plain.low + 1e-12 and plain.high - 1e-12 <= estimate.high
-    # By three standard errors of a share of 5 %.
+    # Allow three standard errors of a share of 5 %.
     assert np.mean(held) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(held))
     assert np.mean(alarms) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(alarms))
     if image_spread == 0.5 and seeds > 3:
-        assert np.mean(narrow) < 0.93  # what the t-test over seeds alone would hold
+        assert np.mean(narrow) < 0.93  # the interval of the t-test over seeds alone is too narrow
 
 
 def test_without_a_common_part_it_is_the_paired_t_test():
     first = np.zeros((4, 200), bool)
     second = first.copy()
-    for seed, (start, end) in enumerate([(0, 10), (10, 25), (30, 34), (40, 49)]):  # no image twice
+    for seed, (start, end) in enumerate([(0, 10), (10, 25), (30, 34), (40, 49)]):  # no image in two seeds
         second[seed, start:end] = True
     assert statistics.standard_error_of_images(first, second) == 0
     estimate = statistics.difference_over_seeds_and_images(first, second)
@@ -71,7 +72,7 @@ def test_without_a_common_part_it_is_the_paired_t_test():
 
 
 def test_the_standard_error_of_images_is_that_of_the_model():
-    """By analysis of variance: (mean square of images − residual) / (seeds · images)."""
+    """By analysis of variance: √((mean square of images − residual mean square) / (seeds · images))."""
     first, second, _ = flags(np.random.default_rng(1))
     differences = second.astype(float) - first
     of_images, of_seeds = differences.mean(axis=0, keepdims=True), differences.mean(axis=1, keepdims=True)
@@ -80,7 +81,7 @@ def test_the_standard_error_of_images_is_that_of_the_model():
     residual = (rest**2).sum() / ((IMAGES - 1) * (SEEDS - 1))
     expected = math.sqrt((square - residual) / (SEEDS * IMAGES))
     assert statistics.standard_error_of_images(first, second) == pytest.approx(expected)
-    # Of one seed, all of the spread.
+    # With one seed, it is the whole standard error of images.
     single = statistics.standard_error_of_images(first[:1], second[:1])
     assert single == pytest.approx(differences[0].std(ddof=1) / math.sqrt(IMAGES))
 
@@ -93,7 +94,7 @@ def test_no_spread_over_seeds_is_no_interval():
 
 
 def test_the_common_spread_is_that_of_a_block_design():
-    """By two-way analysis of variance; and a pair that is missing changes nothing where the rest fits exactly."""
+    """By two-way analysis of variance. Pairs may be missing: a row of one value adds nothing; an exact fit stays 0."""
     rng = np.random.default_rng(2)
     table = rng.normal(0, 1, (4, 3))
     rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
@@ -140,7 +141,7 @@ def test_power_with_images_is_how_often_a_difference_is_found():
     )
     found = (np.abs(drawn.mean(axis=1)) > half).mean()
     assert statistics.power(difference, spread, seeds, images) == pytest.approx(found, abs=0.01)
-    # More seeds do not help against images.
+    # More seeds do not reduce the error of images.
     assert statistics.seeds_needed(0.01, 0.01, images=0.006) is None
     assert statistics.detectable(0.01, 100, images=0.006) > 2.8 * 0.006
 

@@ -1,4 +1,4 @@
-"""Intervals and tests against published examples, scipy and statsmodels, and their own definition by simulation."""
+"""Intervals and tests against published examples, scipy and statsmodels, and simulations of what they promise."""
 
 import gc
 import itertools
@@ -26,7 +26,7 @@ def test_mean_over_seeds_is_students_interval():
 
 
 def test_equal_differences_are_equal():
-    """0.13 − 0.125 and 0.105 − 0.10 differ by rounding, and a t-test of them says p = 9e-16."""
+    """0.13 − 0.125 and 0.105 − 0.10 differ only by rounding, but a t-test of them gives p = 9e-16."""
     estimate = statistics.difference_over_seeds([125, 100], [130, 105], 1000)
     assert estimate == Estimate(0.005, n=2, low=None, high=None, p=0.5)
 
@@ -43,7 +43,7 @@ def test_without_spread_p_is_the_sign_tests(seeds, p):
 @pytest.mark.parametrize("seeds", [2, 3, 5, 6, 8])
 @pytest.mark.parametrize("spread", [0.3, 0.5, 0.7, 1, 2, 10])
 def test_counts_raise_no_more_false_alarms_than_promised(seeds, spread):
-    """Of pairs that do not differ, in whole images, 5 % are called different, hardly more where spreads are small."""
+    """About 5 % of pairs that do not differ are called different; up to 6.5 % if the spread is one image or less."""
     rng = np.random.default_rng(seeds)
     differences = np.rint(rng.normal(0, spread, (20_000, seeds)))
     p = np.ones(len(differences))
@@ -74,7 +74,7 @@ def test_difference_of_proportions_is_newcombes_example():
 
 
 def test_mcnemar_is_exact():
-    """By enumeration: the chance of a split as uneven as 2 to 7 when each disagreement is a coin's toss."""
+    """By enumeration: the chance of a split at least as uneven as 2 to 7 if each disagreement is a coin toss."""
     first = [True] * 2 + [False] * 7 + [True] * 50 + [False] * 41
     second = [False] * 2 + [True] * 7 + [True] * 50 + [False] * 41
     estimate = statistics.paired_proportions(first, second)
@@ -103,13 +103,13 @@ def test_holm_is_the_step_down_procedure():
     assert statistics.holm([]) == []
 
 
-# Against scipy and statsmodels, on 10,000 random inputs and those at the ends
+# Against scipy and statsmodels, on 10,000 random inputs and on extreme ones
 
 RANDOM = 10_000
 
 
 def counts_over_seeds():
-    """(images, correct [seeds] of one, of another) for few and many images and seeds, every fifth without spread."""
+    """Yield (images, correct [seeds] of one regularizer, of another): random, every fifth without spread; extremes."""
     rng = np.random.default_rng(1)
     for case in range(RANDOM):
         images, seeds = int(rng.choice([1, 2, 5, 40, 400, 10_000])), int(rng.integers(2, 11))
@@ -124,7 +124,7 @@ def counts_over_seeds():
 
 
 def proportions():
-    """(successes, n): random ones, and all of the smallest n."""
+    """(successes, n): random pairs, all pairs with n from 1 to 11, and both extremes of 10,000."""
     rng = np.random.default_rng(2)
     n = rng.choice([1, 2, 3, 10, 80, 2000, 10_000, 1_000_000], RANDOM)
     cases = [*zip(rng.binomial(n, rng.uniform(0, 1, RANDOM)).tolist(), n.tolist(), strict=True)]
@@ -132,7 +132,7 @@ def proportions():
 
 
 def ends(values, low=-1):
-    """Student's intervals by scipy of rows of values, within `low` and 1: [rows, 2]."""
+    """Student's interval of each row of values, by scipy, limited to `low` and 1: [rows, 2]."""
     interval = stats.t.interval(0.95, values.shape[1] - 1, values.mean(axis=1), stats.sem(values, axis=1))
     return np.clip(np.transpose(interval), low, 1)
 
@@ -220,7 +220,7 @@ def test_pairs_of_images_agree_with_statsmodels():
 @pytest.mark.slow
 def test_gaps_and_holm_agree_with_scipy_and_statsmodels(monkeypatch):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels calls it, at a quarter of a second
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels calls it; each call takes a quarter of a second
     rng = np.random.default_rng(4)
     for case in range(RANDOM):
         p_values = rng.choice([rng.uniform(0, 1), rng.uniform(0, 0.01), 0, 1, 0.05], int(rng.integers(1, 12)))

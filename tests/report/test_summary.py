@@ -20,7 +20,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def rows_of(plan, **options):
-    """Write runs and give their rows."""
+    """Write runs and return their rows."""
     fake_runs.write(plan, **options)
     return summary.rows(plan, runs.read(plan))
 
@@ -38,13 +38,13 @@ def test_seeds_give_means_and_paired_differences():
         assert row.test_sd == pytest.approx(accuracies.std(ddof=1))
         assert (row.correct, row.test.n) == (tuple(correct), 3)
     assert rows["none"].difference is rows["none"].verdict is None
-    # Pairing takes the seeds' own spread away; what other test images would give is added.
+    # Pairing removes the part of the spread that seeds share; the error of the choice of test images is added.
     first, second = (np.arange(400) < np.array(it)[:, None] for it in ([200, 208, 216], [240, 248, 257]))
     paired = statistics.difference_over_seeds_and_images(first, second)
     assert rows["l1"].difference == paired
     assert paired.p > stats.ttest_rel([240, 248, 257], [200, 208, 216]).pvalue
     assert (rows["l1"].p_corrected, rows["l1"].verdict) == (pytest.approx(2 * paired.p), "better")
-    # The same difference with three seeds: nothing is known of its spread.
+    # The difference is the same with all three seeds, so its spread is not known.
     assert (rows["l2"].difference.value, rows["l2"].difference.low) == (0.2, None)
     assert (rows["l2"].difference.p, rows["l2"].verdict) == (0.25, "can't tell")
     assert [row.validation_pick for row in rows.values()] == [False, False, True]
@@ -53,7 +53,7 @@ def test_seeds_give_means_and_paired_differences():
 
 def test_one_seed_is_compared_image_by_image():
     rows = rows_of(fake_runs.report_plan())
-    # 40 images that only the second model has right: 2⁻⁴⁰ twice, and Holm's 2 for two comparisons.
+    # Only the second model has 40 images right: p = 2 · 2⁻⁴⁰. Holm's factor is 2 for the smaller p (l2), 1 for l1.
     assert rows["l1"].difference.value == 0.1
     assert rows["l1"].difference.p == pytest.approx(2**-39)
     assert rows["l1"].p_corrected == pytest.approx(2**-39)
@@ -114,7 +114,7 @@ def test_summary_and_curves_are_written():
 
 
 def test_one_run_changes_nothing_of_the_others(tmp_path):
-    """However it changes: picks, corrections and orders of others must not reach into a row."""
+    """However one run changes: its effect on picks, corrections and order must not change another row."""
     plan = fake_runs.report_plan()
     before = summary.summarize(rows_of(plan))
     for correct in (0, 10, 205, 400):
@@ -173,7 +173,7 @@ def test_a_damaged_summary_is_told_in_words(text, said):
 
 def test_corruptions_are_counted_over_seeds():
     rows = rows_of(fake_runs.report_plan(seeds=[0, 1]))
-    # 50 and 52 of 100 images are right before; levels lose 5, or 2 of brightness.
+    # Before corruption 50 and 52 of 100 images are right. Each level makes 5 more wrong; of brightness, 2 more.
     lost = {"gaussian_noise": 5, "gaussian_blur": 5, "brightness": 2, "jpeg": 5}
     for corruption, loss in lost.items():
         assert rows["none"].corruptions[corruption] == pytest.approx([(51 - loss * level) / 100 for level in range(4)])
@@ -188,7 +188,7 @@ def test_corruptions_are_counted_over_seeds():
 def test_weights_and_outputs():
     plan = fake_runs.report_plan(fake_runs.TWELVE, seeds=[0, 1], costs={"l1": 1.1, "mixup": 1.2, "l2": 0.9})
     rows = rows_of(plan)
-    # One stem, 17 depthwise and 17 pointwise kernels, and the head; the median of 35 rates.
+    # The norm is over one stem, 17 depthwise and 17 pointwise kernels and the head; the rate is the median of 35.
     assert rows["l1"].norm == pytest.approx((4.5 + 17 * 3.5 + 17 * 2 + 1) ** 0.5)
     assert (rows["l1"].effective_learning_rate, rows["l1"].confidence) == (0.02, 0.6)
     costs = {name: row.cost for name, row in rows.items() if row.cost is not None}

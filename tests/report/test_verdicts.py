@@ -1,4 +1,4 @@
-"""What is said about the numbers."""
+"""The sentences about the numbers."""
 
 import fake_runs
 import pytest
@@ -8,7 +8,7 @@ from regbench.report import runs, summary, verdicts
 
 @pytest.fixture
 def said(tmp_path, monkeypatch):
-    """A function from a plan, and options of `fake_runs.write`, to the sentences."""
+    """A function of a plan and options of `fake_runs.write` that returns the sentences."""
     monkeypatch.chdir(tmp_path)
 
     def say(plan, diverged=(), **options):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # figures take a few seconds
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """A function from options of `fake_runs.report_plan` and `fake_runs.write` to the report."""
+    """A function of options of `fake_runs.report_plan` and `fake_runs.write` that returns the report."""
     monkeypatch.chdir(tmp_path)
 
     def report(diverged=(), options=None, **plan):
@@ -33,7 +33,7 @@ def written(tmp_path, monkeypatch):
 
 
 def compiled(plan, **options):
-    """The report of runs with options of `fake_runs.write`, without figures."""
+    """Write runs with these options of `fake_runs.write`, and return their report without figures."""
     fake_runs.write(plan, **options)
     found = runs.read(plan)
     return write.compile_report(plan, found, summary.rows(plan, found), [])
@@ -144,7 +144,7 @@ def test_show_prints_what_the_report_says(written, capsys):
 
 
 def effects_of(reg, **changes):
-    """The headings of the second table, of rows that are alike but for `changes` of the last."""
+    """The headings of the second table if all rows have a reg loss of 0 and the last one has these `changes`."""
     plan = fake_runs.report_plan(reg)
     fake_runs.write(plan)
     rows = summary.rows(plan, runs.read(plan))

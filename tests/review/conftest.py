@@ -1,4 +1,4 @@
-"""A repository with results that nobody trained: DVC itself notes what lies there."""
+"""A repository with results that were not trained: `dvc commit` records fake files in dvc.lock."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,13 @@ class Results(scratch.Repository):
     """A scratch repository in which results can be made without training."""
 
     def make(self, message=None, report=True, **written):
-        """Make what params.yaml asks for, and commit it if there is a message; `written` is for `fake_runs.write`."""
+        """Write fake results for params.yaml, and commit them to Git if there is a message.
+
+        Args:
+            message: of the commit.
+            report: whether to run the report stage too.
+            written: options of `fake_runs.write`.
+        """
         self.run("python", "stages/plan.py")
         report_plan = plan.read(self.folder / "plans/report.json")
         fake_runs.write(report_plan, self.folder / "runs", **written)
@@ -34,7 +40,7 @@ class Results(scratch.Repository):
 
 @pytest.fixture(scope="session")
 def original(image_folder, once):
-    """The folder of none and l2, one seed, committed on main; to be copied."""
+    """A project folder with results of none and l2, one seed, committed on main. Tests copy it."""
 
     def build(folder):
         params = scratch.tiny_params(image_folder)
@@ -47,7 +53,7 @@ def original(image_folder, once):
 
 @pytest.fixture
 def repository(original, tmp_path, monkeypatch):
-    """A copy of `original` on a branch for changes; the working directory."""
+    """A copy of `original` on a new branch, `change`. It is the working directory."""
     folder = Path(shutil.copytree(original, tmp_path / "project", symlinks=True))
     monkeypatch.chdir(folder)
     copied = Results(folder)

@@ -12,7 +12,7 @@ from regbench.review import blocks
 
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
-    """A folder with the committed pages and what their tables are made of."""
+    """A folder with the committed pages and the files that their tables come from."""
     for name in ("README.md", "report.json", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -22,7 +22,7 @@ RESULTS = (
 
 
 def command(repository):
-    """What `regbench check` says, of the repository's own code, and its exit code."""
+    """Run `regbench check` with the repository's own code. Returns (output, exit code)."""
     output = repository.run("python", "-m", "regbench", "check", check=False)
     assert "Traceback" not in output
     return output, repository.returncode
@@ -56,7 +56,7 @@ def test_results_that_are_not_committed(repository):
 
 
 def test_tables_that_are_not_committed(repository):
-    """A clone of the commit would find them stale."""
+    """In a clone of the commit, the tables would be stale."""
     page = "<!-- results -->\n<!-- /results -->\n"
     (repository.folder / "docs").mkdir()
     repository.write("docs/own.md", page)
@@ -88,9 +88,9 @@ def test_params_changed_but_not_run(repository):
     repository.commit("l2: 0.5")
     found = check.check()
     assert found[:3] == [
-        "train@l2-0: its plan has changed since (plans/l2-0/train.json)",
-        "evaluate@l2-0: its plan has changed since (plans/l2-0/evaluate.json)",
-        "report: its plan has changed since (plans/report.json)",
+        "train@l2-0: its plan has changed since it ran (plans/l2-0/train.json)",
+        "evaluate@l2-0: its plan has changed since it ran (plans/l2-0/evaluate.json)",
+        "report: its plan has changed since it ran (plans/report.json)",
     ]
     assert found[3].startswith("changed since dvc.lock was committed (") and found[3].endswith("): reg.l2")
     assert len(found) == 4
@@ -117,7 +117,7 @@ def test_code_changed(repository):
     output, code = command(repository)
     assert code == 1
     for run in ("none-0", "l2-0"):
-        assert f"  train@{run}: its plan has changed since (plans/{run}/train.json)\n" in output
+        assert f"  train@{run}: its plan has changed since it ran (plans/{run}/train.json)\n" in output
     assert f"): {path}\n" in output and f"  not committed: {path}\n" in output
     assert "prepare" not in output and "report:" not in output
     repository.commit("code")
@@ -234,7 +234,7 @@ def test_outside_of_git(tmp_path, monkeypatch):
 
 
 def test_results_that_were_trained(trained, tmp_path):
-    """Once without anything made up: before and after they are committed, and compared with what was there before."""
+    """Once with real results: before and after they are committed, and compared with the commit before."""
     repository = scratch.Repository(shutil.copytree(trained, tmp_path / "project", symlinks=True))
     assert command(repository)[1] == 0
     report = repository.regbench("pr-report", "HEAD~1")
@@ -246,7 +246,7 @@ def test_results_that_were_trained(trained, tmp_path):
 
 
 def test_folders_of_removed_runs_do_not_make_results_stale(repository):
-    """DVC takes all of runs/ as the report's input; a clone does not have what was left there."""
+    """The whole folder runs/ is an input of the report; a clone does not have the folders that were left there."""
     shutil.copytree(repository.folder / "runs/l2-0", repository.folder / "runs/old-0")
     assert "old-0" in repository.dvc("repro")
     assert "up to date" in repository.dvc("status")

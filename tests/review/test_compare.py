@@ -1,4 +1,4 @@
-"""What is said of a regularizer in two versions of the results."""
+"""The comparison of a regularizer in two versions of the results."""
 
 import fake_runs
 import pytest
@@ -10,7 +10,7 @@ from regbench.review.pull_request import Version, compare
 
 @pytest.fixture
 def version(tmp_path, monkeypatch):
-    """A function from options of `fake_runs` to a `Version`."""
+    """A function of options of `fake_runs` that returns a `Version`."""
     monkeypatch.chdir(tmp_path)
 
     def make(test=fake_runs.right, diverged=(), images="md5", **plan):
@@ -30,7 +30,7 @@ def words(before, now, changed=()):
 
 
 def test_seeds_are_paired(version):
-    """Accuracies vary by 10 points over seeds, changes by less than one."""
+    """From seed to seed accuracies vary by 10 points, changes by at most one."""
     before = version(seeds=[0, 1, 2], test=lambda place, seed: 200 + 40 * seed)
     now = version(seeds=[0, 1, 2], test=lambda place, seed: 200 + 40 * seed + (0, 10 + seed, -3 + 4 * seed)[place])
     assert words(before, now) == {"none": "the same", "l1": "better", "l2": "can't tell"}

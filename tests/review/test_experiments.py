@@ -1,4 +1,4 @@
-"""`regbench show`: what experiments and commits changed and what came out, from Git alone, at 80 columns."""
+"""`regbench show`: what experiments and commits changed, and their results; from Git alone, at 80 columns."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import scratch
 import yaml
 from rich.console import Console
 
-from regbench import params
+from regbench import params, plan
 from regbench.report import results
 from regbench.review import experiments
 
@@ -37,7 +37,7 @@ def row(validation, test=0.5, difference=None, verdict="can't tell"):
 
 
 class Project(scratch.Repository):
-    """A Git repository that holds params and results, and nothing that made them."""
+    """A Git repository that holds params and results, but not the code that makes results."""
 
     def put(self, rows, **reg):
         settings = yaml.safe_load((scratch.ROOT / "params.yaml").read_text()) | {"reg": reg or dict.fromkeys(rows, 0)}
@@ -45,7 +45,7 @@ class Project(scratch.Repository):
         self.write("report.json", json.dumps({"rows": rows}))
 
     def experiment(self, name, rows, **reg):
-        """What `dvc exp run` leaves: a commit that only a name under refs/exps holds."""
+        """Make an experiment as `dvc exp run` does: a commit that only a ref under refs/exps points to."""
         base = self.run("git", "rev-parse", "HEAD").strip()
         self.put(rows, **reg)
         self.commit(f"dvc: commit experiment {name}")
@@ -110,7 +110,7 @@ def test_the_workspace_and_what_was_not_run_yet(project):
 
 
 def test_what_validation_picks_is_what_the_report_says(project):
-    """With validation on test images it picks nothing."""
+    """If validation images are the test images, validation picks nothing."""
     project.put({name: it | {"validation_pick": False} for name, it in ROWS.items()}, none=0, l2=0.001)
     project.commit("nothing is picked")
     assert not [row for it in experiments.revisions(commits=1) for row in it.rows.values() if row.pick]
@@ -234,5 +234,12 @@ def test_the_program(project):
 
 
 def test_sections_without_results_are_those_that_no_plan_holds():
-    sections = {name for name in params.Params.model_fields if name + "." in experiments.WITHOUT_RESULT}
-    assert sections == {"cluster", "live"}
+    assert experiments.WITHOUT_RESULT == ("cluster.", "live.")
+    settings = params.load(scratch.ROOT / "params.yaml")
+    plans = plan.compute(settings)
+    others = {"cluster": params.Cluster(cpus=3, gpus=1), "live": params.Live(tensorboard=True, dvclive=True)}
+    assert plan.compute(settings.model_copy(update=others)) == plans
+    changes = {"data": {"seed": 1}, "model": {"width": 0.5}, "train": {"epochs": 9}, "evaluate": {"near_zero": 0.1}}
+    for name, values in (changes | {"report": {"baseline": None}}).items():
+        section = getattr(settings, name).model_copy(update=values)
+        assert plan.compute(settings.model_copy(update={name: section})) != plans, name

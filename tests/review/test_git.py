@@ -1,4 +1,4 @@
-"""What is asked of Git, in a folder below the repository's root too."""
+"""The questions to Git, also from a folder below the repository's root."""
 
 import pytest
 import scratch
@@ -42,7 +42,7 @@ def test_files_in_commits(repository):
 
 
 def test_the_working_directory_decides_which_repository_it_is(repository, monkeypatch, tmp_path_factory):
-    """Hooks and other programs set variables that name another one."""
+    """Hooks and other programs set variables that name another repository."""
     other = scratch.Repository(tmp_path_factory.mktemp("other"))
     other.run("git", "init", "-q", "-b", "main")
     monkeypatch.setenv("GIT_DIR", str(other.folder / ".git"))

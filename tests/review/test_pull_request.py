@@ -16,7 +16,7 @@ def section(text, title):
 
 
 def verdict(text):
-    """The one line on top."""
+    """The line at the top that sums up the report."""
     return text.split("\n")[2].strip("*")
 
 
@@ -72,7 +72,7 @@ def test_regularizers_change_come_and_go(repository, tmp_path):
 
 
 def test_any_two_revisions(repository):
-    """Here a commit, a branch, and what DVC saves as an experiment."""
+    """Here a branch, an experiment that DVC has saved, the workspace, and HEAD."""
     repository.replace("params.yaml", "l2: 0.001", "l1: 0.01\n  l2: 0.5")
     repository.make(test=lambda place, seed: (200, 320, 150)[place])
     repository.dvc("exp", "save", "--name", "randy-hunk")
@@ -86,7 +86,7 @@ def test_any_two_revisions(repository):
     assert "Not current" not in text and "plots/accuracy.png" in section(text, "Figures that changed")
     back = pull_request.between("randy-hunk", "main")
     assert "l1: gone" in verdict(back) and "With this seed l2 is better than before" in verdict(back)
-    # Without a second one, the workspace: what was saved lies here, not committed.
+    # Without a second revision, it is the workspace, which has the saved files, not committed.
     here = pull_request.between("randy-hunk")
     assert verdict(here) == "The results are not current. No parameter and no result changed."
     assert "not committed: params.yaml" in here

@@ -1,4 +1,4 @@
-"""A project whose stages only write small files: what the runner does is the same, and a run takes no time."""
+"""A project whose stages only write small files: the runner does the same as with real stages, and a run is fast."""
 
 import shutil
 
@@ -75,7 +75,7 @@ STUBS = {
 
 @pytest.fixture(scope="session")
 def stub_template(once):
-    """What `stub` is copied from: none and l2, nothing run yet."""
+    """The folder that `stub` copies: none and l2, nothing run yet."""
 
     def build(folder):
         params = scratch.tiny_params("cifar10", reg={"none": 0, "l2": 0.01})
@@ -89,7 +89,7 @@ def stub_template(once):
 
 @pytest.fixture(scope="session")
 def done_template(stub_template, once):
-    """What `done` is copied from."""
+    """The folder that `done` copies."""
 
     def build(folder):
         repository = Repository(shutil.copytree(stub_template, folder, symlinks=True))
@@ -113,7 +113,7 @@ def done(done_template, tmp_path):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A function from a repository to a fresh clone of it, at a commit if one is named."""
+    """A function of a repository that returns a fresh clone of it, by default at main."""
 
     def make(repository, commit="main", name="clone"):
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""The program `regbench`: help, and what it says and imports."""
+"""The program `regbench`: its help, its messages, and which packages it imports."""
 
 import subprocess
 import sys
@@ -27,7 +27,11 @@ COMMANDS = (
 
 
 def regbench(*arguments, folder=ROOT, before="pass"):
-    """Run the program in a terminal of 80 columns; (exit code, output)."""
+    """Run the program with 80 columns, and the Python code `before` first.
+
+    Returns:
+        (exit code, output, the names of the imported modules as text)
+    """
     code = f"import sys\n{before}\nfrom regbench.cli import main\ntry: main()\nfinally: print(sorted(sys.modules))"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "80", "PYTHONUTF8": "1"}
     done = subprocess.run(

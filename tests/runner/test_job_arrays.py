@@ -1,4 +1,4 @@
-"""docs/job-arrays.md: its blocks run as they stand there, each job in a clone of its own."""
+"""docs/job-arrays.md: its code blocks run as written, except for `--quiet`, each job in its own clone."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def bash(folder, script, **variables):
 
 @pytest.fixture
 def repository(stub, tmp_path):
-    """A project with a remote store, its images prepared and pushed."""
+    """A project with a remote store, nothing run yet."""
     stub.run("git", "config", "user.name", "test")
     stub.run("git", "config", "user.email", "test@example.org")
     stub.dvc("remote", "add", "--default", "store", str(tmp_path / "remote"))
@@ -42,7 +42,7 @@ def test_a_slurm_array_trains_and_the_head_only_reports(repository, tmp_path):
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq, which GitHub's runners have, is not installed")
 def test_the_scripts_of_the_github_matrix(repository, clone, tmp_path):
     prepared = clone(repository)
-    (prepared.folder / ".venv").symlink_to(Path(sys.executable).parents[1])  # `make setup` made it there
+    (prepared.folder / ".venv").symlink_to(Path(sys.executable).parents[1])  # in the workflow, `make setup` makes it
     prepare, listing = (step["run"] for step in WORKFLOW["jobs"]["prepare"]["steps"] if "dvc" in step.get("run", ""))
     bash(prepared.folder, prepare)
     outputs = tmp_path / "outputs"

@@ -1,4 +1,4 @@
-"""`regbench repro` on one machine, under real dvc: runs side by side, and what is said when something is wrong."""
+"""`regbench repro` on one machine, under real dvc: runs side by side, and the messages when something is wrong."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def test_a_run_that_would_be_left_over_joins_the_last_round(settings, monkeypatc
     begun = []
 
     class Commands(local.Commands):
-        """Runs that take as long as each other; (how many have ended, how many go) as each begins."""
+        """Runs of equal duration. When each begins, records (how many have ended, how many are running)."""
 
         def run(self, command, show):
             with self.lock:
@@ -82,7 +82,7 @@ def test_one_at_a_time_is_what_dvc_repro_gives(stub, done):
 
 
 def test_tables_are_filled_where_nothing_is_stale(done):
-    """As after `dvc exp apply`, which brings results and leaves README.md as it was."""
+    """As after `dvc exp apply`, which restores results but does not change README.md."""
     done.write("README.md", "<!-- catalogue -->\n<!-- /catalogue -->\n")
     output = done.regbench("repro")
     assert "Everything is up to date.\nwritten: the tables of README.md\n" in output
@@ -108,7 +108,7 @@ def test_only_evaluations_are_stale(done):
 def test_a_failing_run_does_not_stop_the_others(stub, jobs):
     output = stub.regbench("repro", "--jobs", jobs, check=False, STUB_FAILED="none-0")
     assert stub.returncode == 1
-    assert "error: something is wrong" in output  # the stage's words
+    assert "error: something is wrong" in output  # the stage's message
     assert "ERROR: failed to reproduce 'train@none-0': failed to run: exec python stages/train.py" in output  # DVC's
     last = "error: 1 of 2 runs failed, as said above: none-0. The other one is kept. `make repro` tries again"
     assert output.splitlines()[-1] == last
@@ -180,7 +180,7 @@ def test_a_lock_that_is_held(project, ours, request):
 
 
 def test_another_dvc_holds_the_lock_when_a_training_ends(stub):
-    """Nothing is lost, also where one is trained at a time: its DVC waits."""
+    """No result is lost, even if one run trains at a time: its DVC waits for the lock."""
     process = stub.start("python", "-m", "regbench", "repro", "--jobs", "1", STUB_SECONDS="2")
     for line in process.stdout:
         if line.startswith("none-0 epoch"):
@@ -230,7 +230,7 @@ def test_a_disk_without_room(settings, tmp_path):
 
 
 def start(repository, *arguments, **variables):
-    """Start `regbench repro` and wait until a run has begun; the process and its output so far."""
+    """Start `regbench repro` and wait until l2-0 trains. Returns the process and its output so far."""
     process = subprocess.Popen(
         (sys.executable, "-m", "regbench", "repro", *arguments),
         cwd=repository.folder,
@@ -253,7 +253,7 @@ def test_ctrl_c(stub, jobs):
     process, _ = start(stub, "--jobs", jobs, STUB_SLOW="l2-0")
     while "evaluate@none-0" not in stub.read("dvc.lock"):
         time.sleep(0.1)
-    time.sleep(2)  # until its DVC has ended
+    time.sleep(2)  # until the DVC command of none-0 has ended
     descendants = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -264,7 +264,7 @@ def test_ctrl_c(stub, jobs):
     assert last == "interrupted: 1 of 2 runs done and kept. `make repro` continues the others after their last epoch"
     assert all(not line or line.startswith("none-0") for line in before)
     assert descendants and not psutil.wait_procs(descendants, timeout=10)[1]
-    # DVC's own notes are in order.
+    # DVC's own records are intact.
     assert set(stages_run(stub.regbench("repro"))) == {"train@l2-0", "evaluate@l2-0", "report"}
 
 

@@ -2,20 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 
 import psutil
 import pytest
 import yaml
-from scratch import stages_run
+from scratch import Repository, stages_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.dvc]
 COSTLY = ("prepare", "train@", "evaluate@")
 
 
 def trained(output):
-    """The stages that a command ran, but for those that take no time."""
+    """The stages that a command ran, without the quick ones, plan and report."""
     return {stage for stage in stages_run(output) if stage.startswith(COSTLY)}
 
 
@@ -42,7 +43,7 @@ def test_what_dvc_refuses_is_mended(done, damage):
 
 
 def test_results_that_were_not_committed_come_from_the_run_cache(stub):
-    """The first results of all, cut off before a commit."""
+    """dvc.lock is cut off before any results were committed."""
     stub.regbench("repro")
     stub.write("dvc.lock", stub.read("dvc.lock").partition("deps:")[0] + "deps:")
     output = stub.regbench("repro")
@@ -80,7 +81,7 @@ def test_a_killed_process_holds_nothing(done):
 
 
 def two_branches(repository):
-    """Two branches with results that differ in every file, merged into each other."""
+    """Make two branches with different results and merge `other` into `main`. Returns Git's output."""
     repository.run("git", "checkout", "-q", "-b", "other")
     repository.replace("params.yaml", "none: 0", "none: 0\n  l1: 0.001")
     repository.regbench("repro")
@@ -122,9 +123,11 @@ def test_a_merge_of_two_result_branches(done, with_markers):
     assert "0.001" in done.read("runs/l1-0/model.keras") and "0.02" in done.read("runs/l2-0/model.keras")
 
 
-def test_a_clone_with_windows_line_ends_is_up_to_date(done, clone):
+def test_a_clone_with_windows_line_ends_is_up_to_date(done):
     done.run("git", "config", "core.autocrlf", "true")
     other = done.folder.parent / "clone"
     done.run("git", "clone", "-q", "-c", "core.autocrlf=true", str(done.folder), str(other))
     crlf = [path for path in other.rglob("*") if path.is_file() and ".git" not in path.parts and path.suffix != ".png"]
     assert len(crlf) > 50 and not [path for path in crlf if b"\r\n" in path.read_bytes()]
+    shutil.copytree(done.folder / ".dvc/cache", other / ".dvc/cache")
+    assert "; none was trained" in Repository(other).regbench("repro")

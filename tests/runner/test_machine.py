@@ -1,4 +1,4 @@
-"""How many runs go side by side on which machine."""
+"""How many runs train at a time on which machine."""
 
 import os
 
@@ -10,7 +10,10 @@ from regbench.runner import machine
 
 @pytest.fixture
 def make(monkeypatch, tmp_path):
-    """A function that gives the machine so many cores and so much memory, no GPU, and a container's limits."""
+    """A function that simulates a machine with this many cores and GiB of memory, without a GPU.
+
+    `files`: {path: text} of files under /proc and /sys that give a container's limits.
+    """
 
     def make_machine(cores, gib, **limits):
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -44,13 +47,13 @@ def test_memory_is_a_limit(settings, make):
     at_a_time = machine.jobs(settings(), 17)
     assert machine.jobs_at_the_end(settings(), 17, at_a_time) == at_a_time
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 64}), 16) == 1
-    # Two batches of 16 to train on would fit, but not two of 256 to validate on.
+    # Two runs would fit with their training batches of 16 images, but not with their validation batches of 256.
     assert machine.jobs(settings(**{"data.image_size": 224, "train.batch_size": 16}), 16) == 1
 
 
 @pytest.fixture
 def with_nvidia(make, tmp_path):
-    """A function that gives a machine of 16 cores a program nvidia-smi which prints this; a line for each GPU."""
+    """A function that simulates a machine whose nvidia-smi prints this text, one line for each GPU."""
 
     def with_gpus(printed, code=0, cores=16):
         make(cores, 64)

@@ -1,4 +1,4 @@
-"""The Makefile calls `regbench`; nothing but make's own command line decides what it does."""
+"""The Makefile calls `regbench`; only make's own command line decides what it does."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from scratch import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
-"""The environment without what a make that runs these tests has put there."""
+"""The environment, without the variables that `make test` adds."""
 
 
 @pytest.fixture
 def make(tmp_path):
-    """A function from arguments and environment variables to what make would do."""
+    """A function of arguments and environment variables that returns the commands make would run."""
     for name in ("Makefile", "requirements.lock", "requirements-cluster.lock"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").mkdir()

@@ -1,4 +1,4 @@
-"""What the user sees while runs train: the time left, the table at 80 columns, lines where there is no terminal."""
+"""What the user sees while runs train: the time left, the table at 80 columns, lines if there is no terminal."""
 
 import contextlib
 import fcntl
@@ -31,7 +31,7 @@ def now():
 
 @pytest.fixture
 def progress(now):
-    """A function from names of runs to their progress, six epochs each."""
+    """A function of names of runs that returns their `Progress`, with six epochs each."""
 
     def make(*runs, evaluate=(), at_a_time=1):
         missing = dict.fromkeys(runs, "train") | dict.fromkeys(evaluate, "evaluate")
@@ -72,7 +72,7 @@ def test_time_left_of_runs_side_by_side(progress):
     for run, left in (("l2-0", 50), ("l2-1", 50)):
         three.begin(run)
         three.hear(run, line(run, 1, left=left))
-    assert three.left_of_all() == 50 + 60  # the third after one of the first two
+    assert three.left_of_all() == 50 + 60  # the third run waits for one of the first two
 
 
 def test_evaluations_and_runs_that_diverge(progress, now):
@@ -144,7 +144,7 @@ def test_lines(progress, capsys):
     lines.end("none-0", failed=False)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "none-0: run 1 of 2" and said[3] == "l2-0: run 2 of 2"
-    assert said[2] == f"{line('none-0', 1, left=50)}, 1:00 of all"  # the other one has not begun
+    assert said[2] == f"{line('none-0', 1, left=50)}, 1:00 of all"  # the other run has not begun
     assert sum("TensorFlow" in text for text in said) == 1
     assert said[-2:] == ["l2-0: what a stage says", "none-0: done (1 of 2 runs done, 1 running; about 0:50 left)"]
 
@@ -172,7 +172,7 @@ class Terminal:
         self.output = ""
 
     def read(self, until=None):
-        """What was printed until some words come, or to the end."""
+        """Read until the words `until` are printed, or to the end. Returns everything printed so far."""
         with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
             while piece := os.read(self.mine, 65536):
                 self.output += piece.decode(errors="replace")
@@ -196,7 +196,7 @@ time.sleep(1)
 
 @pytest.fixture
 def talking(stub):
-    """The stub project; each training says one epoch as a real one does, and takes a second longer."""
+    """The stub project; each training prints the line of one epoch as a real one does, and takes a second longer."""
     stub.replace("stages/train.py", 'print("a line without a name", flush=True)\n', EPOCHS)
     return stub
 

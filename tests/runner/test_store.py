@@ -1,4 +1,4 @@
-"""Results that DVC's cache or a remote store has are taken from there, and `regbench push` sends all that is needed."""
+"""Results in DVC's cache or a remote store are taken from there. `regbench push` sends everything a clone needs."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def add_remote(repository, folder, *options):
 
 
 def trained(output):
-    """The stages that a command ran, but for those that take no time."""
+    """The stages that a command ran, without the quick ones, plan and report."""
     return {stage for stage in stages_run(output) if stage.startswith(COSTLY)}
 
 
@@ -38,7 +38,7 @@ def test_a_clone_pulls_a_state_that_no_commit_holds(done, clone, tmp_path):
     done.run("git", "checkout", "-q", ".")
     done.dvc("checkout")
     sent = done.regbench("push")
-    assert "1 commits have results." in sent and "were sent" in sent
+    assert "1 commit has results." in sent and "were sent" in sent
     other = clone(done)
     other.replace("params.yaml", "l2: 0.01", "l2: 0.02")
     output = other.regbench("repro")
@@ -69,7 +69,7 @@ def test_going_back_takes_results_from_the_cache(done):
 
 
 def test_a_lock_of_another_machine_whose_results_are_nowhere(done):
-    """As `git checkout .` leaves it where the committed results are of another make of processor."""
+    """As after `git checkout .` if the committed results were made on another make of processor."""
     done.forget_outputs("none-0")
     output = done.regbench("repro")
     assert trained(output) == set() and "1 run was taken from DVC's cache; none was trained" in output
@@ -77,7 +77,7 @@ def test_a_lock_of_another_machine_whose_results_are_nowhere(done):
 
 
 def test_an_evaluation_of_another_model_is_not_taken(done):
-    """The old model lies in the place of the one that is missing, and its evaluation is in the cache."""
+    """The old model is in the place of the missing one, and the old model's evaluation is in the cache."""
     done.replace("params.yaml", "l2: 0.01", "l2: 0.02")
     done.regbench("repro", check=False, STUB_FAILED="l2-0")
     assert done.returncode == 1
@@ -108,7 +108,7 @@ def test_a_clone_at_a_commit_older_than_the_remote_trains_nothing(done, clone, t
     done.commit("l2: 0.02")
     add_remote(done, tmp_path / "remote")
     done.commit("a remote")
-    # DVC's own push notes in its site cache what it has sent; here the remote store has lost that.
+    # `dvc push` records in DVC's site cache what it has sent. Here the remote store has lost these files.
     done.dvc("push", "--all-commits", "--run-cache")
     shutil.rmtree(tmp_path / "remote")
     done.regbench("push")

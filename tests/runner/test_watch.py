@@ -1,4 +1,4 @@
-"""`regbench watch`: what the page is told of each run, the server, and the page in a browser."""
+"""`regbench watch`: the state of each run that the page gets, the server, and the page in a browser."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,7 @@ def project(image_folder, tmp_path, monkeypatch):
 
 
 def done(run, rows, current=True):
-    """A run that DVC has trained, by the plan that lies here or by another one."""
+    """Write a run as if DVC had trained it: on the current plan or, if not `current`, on another one."""
     files.write_csv(
         f"runs/{run}/history.csv", live.COLUMNS, ([it.get(name, "") for name in live.COLUMNS] for it in rows)
     )
@@ -70,7 +70,7 @@ def test_the_state_of_each_run(project):
     assert states() == {
         "none-0": ("done", 3),
         "none-1": ("diverged", 2),
-        "l1-0": ("waiting", 0),  # of an earlier plan
+        "l1-0": ("waiting", 0),  # trained on an earlier plan
         "l1-1": ("training", 1),
         "l2-0": ("interrupted", 2),
         "l2-1": ("waiting", 0),
@@ -148,7 +148,7 @@ def test_the_page_draws_itself_anew(project, tmp_path_factory, monkeypatch):
     log.add(row(1, val_accuracy=0.25))
 
     def tell(state=watch.state):
-        """The next epoch ends when the page has been told of the one before."""
+        """The state for the page. The second epoch ends after the page has first asked."""
         told.append(state())
         if len(told) == 1:
             log.add(row(2, val_accuracy=0.375))

@@ -1,4 +1,4 @@
-"""What a command names, and the lines of params.yaml that come of it."""
+"""The line under `reg` that a command names, and the lines that a search writes into params.yaml."""
 
 import pytest
 import yaml
@@ -42,7 +42,7 @@ def test_strengths_are_round_numbers_between_the_ends(ends, expected):
 
 @pytest.mark.parametrize("ends", [(0, 1), (1e-3, 1e-3), (1e-2, 1e-3), (1, 1001), (-1, 1), (float("nan"), 1)])
 def test_ends_that_are_none(ends):
-    with pytest.raises(UserError, match="is not allowed; they should be above 0, at most 1000, and grow"):
+    with pytest.raises(UserError, match="both must be above 0 and at most 1000"):
         line.strengths(*ends, 2)
 
 
@@ -108,9 +108,17 @@ def test_what_is_no_line(target, over, said):
         line.parse(SETTINGS, target, over, [WEAK, STRONG, WEAK][: 1 + len(over)])
 
 
-def test_a_strength_that_a_kind_does_not_have():
-    with pytest.raises(UserError, match=r"--to 2 is not allowed; dropout is at most 0\.99"):
-        line.lines(SETTINGS, ["dropout"], (), [(0.1, 2)], 2)
+@pytest.mark.parametrize(
+    ("target", "ends", "said"),
+    [
+        ("dropout", (0.1, 2), r"reg\.dropout: 1\.0 is not allowed; it should be a number from 0 to 0\.99"),
+        ("early_stopping", (0.1, 5), r"reg\.early_stopping: 0\.1 is not allowed; it should be a whole number"),
+        ("elastic.l2", (1, 2000), "--from 1 --to 2000 is not allowed"),
+    ],
+)
+def test_a_strength_that_a_kind_does_not_have(target, ends, said):
+    with pytest.raises(UserError, match=said):
+        line.lines(SETTINGS, [target], (), [ends], 2)
 
 
 def test_one_line_changes_and_comments_stay():

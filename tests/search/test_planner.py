@@ -1,4 +1,4 @@
-"""Which strengths are trained next: rounds by hand, and by simulation how well and how cheaply they choose."""
+"""Which strengths are trained next: rounds worked out by hand, and simulations of how well and cheaply they choose."""
 
 import itertools
 
@@ -14,13 +14,13 @@ NINE = Grid((9,), (0, 1, 2), IMAGES)
 
 
 def everything(grid, accuracy):
-    """Counts of the whole grid, of a function from a point and a seed to an accuracy."""
+    """The counts of the whole grid; `accuracy` is a function of a point and a seed."""
     points = itertools.product(*map(range, grid.shape))
     return {(point, seed): round(accuracy(point, seed) * grid.images) for point in points for seed in grid.seeds}
 
 
 def played(grid, counts):
-    """The rounds of a search that is given, after each, no more than what it asked for."""
+    """The rounds of a search that gets, after each round, only the counts that this round asked for."""
     known, found = {}, []
     while True:
         now = planner.rounds(grid, known)
@@ -33,7 +33,7 @@ def played(grid, counts):
 
 
 def hill(top, width=3.0, level=0.6, height=0.05):
-    """Accuracy over one axis or more, highest at `top`, the same for all seeds."""
+    """An accuracy function for `everything`: one axis or more, highest at `top`, the same for all seeds."""
 
     def accuracy(point, seed):
         far = sum((place - best) ** 2 for place, best in zip(point, top, strict=True))
@@ -50,7 +50,7 @@ def test_coarse_then_finer_then_more_seeds():
         Round(((1,), (4,), (7,)), (0,)),
         Round(((1,), (3,), (4,), (5,), (7,)), (0,)),
         Round(((1,), (3,), (4,)), (0, 1)),
-        # Ten trainings are 40 % of 27, and two more are all that is left.
+        # The budget is ten trainings, 40 % of 27. Eight are used, so two are left.
         Round(((3,), (4,)), (0, 1, 2)),
     ]
 
@@ -60,7 +60,7 @@ def test_the_first_round_covers_an_axis(size):
     grid = Grid((size,), (0, 1), IMAGES)
     first = [point[0] for point in planner.rounds(grid, {})[0].points]
     assert len(first) == -(-size // 3)
-    # Nothing is further than two places from something tried, and the second round closes gaps of two.
+    # No place is more than two steps from a tried one, and the second round closes gaps of two.
     assert max(min(abs(place - it) for it in first) for place in range(size)) <= 2
     for top in range(size):
         found = played(grid, everything(grid, hill((top,))))
@@ -78,7 +78,7 @@ def test_two_axes():
 
 
 def test_what_is_worse_beyond_its_interval_is_dropped():
-    """One that has collapsed gets no second seed, and one that two seeds show to be worse gets no third."""
+    """A strength that has collapsed gets no second seed; one that two seeds show to be worse gets no third."""
     counts = everything(NINE, hill((4,), width=10.0))
     counts[(3,), 1] += 20
     counts |= {((5,), seed): 200 for seed in NINE.seeds}
@@ -101,7 +101,7 @@ def test_equal_ones_choose_the_weakest():
 
 
 def test_a_cocktail_of_three_is_proposed():
-    """Optuna finds what lies near the top of 729 with 30 trainings of one seed, and all of it again from the counts."""
+    """With 30 trainings of one seed Optuna finds a point near the top of 729. The same counts give the same rounds."""
     grid = Grid((9, 9, 9), (0, 1, 2), IMAGES, trials=30)
     accuracy = hill((6, 2, 4))
     counts = everything(grid, accuracy)
@@ -128,7 +128,10 @@ def test_seeds_double(seeds, rounds):
 
 
 def simulated(rng, spread):
-    """Accuracies [9 strengths, 3 seeds] and the truth: a bump, then collapse; seeds shift all, each run has noise."""
+    """True accuracies [9 strengths] and measured ones [9, 3 seeds].
+
+    The truth is a bump, then a collapse. Each seed shifts all strengths, and each run has its own noise.
+    """
     places = np.arange(9)
     truth = 0.6 + rng.uniform(0, 0.04) * np.exp(-(((places - (top := rng.uniform(0, 8))) / rng.uniform(1, 2.5)) ** 2))
     collapse = top + rng.uniform(1.5, 4)
@@ -137,7 +140,7 @@ def simulated(rng, spread):
 
 
 def full_grids_pick(accuracies):
-    """The best mean over three seeds, and which strengths a paired t-test can't tell from it."""
+    """The strength with the best mean over three seeds, and bool [9]: which a paired t-test can't tell from it."""
     pick = accuracies.mean(axis=1).argmax()
     behind = accuracies[pick] - np.delete(accuracies, pick, axis=0)
     can_not_tell = np.insert(stats.ttest_1samp(behind, 0, axis=1).pvalue >= 0.05, pick, True)
@@ -161,5 +164,5 @@ def test_the_full_grids_pick_at_two_fifths_of_its_trainings(spread):
         assert found[-1].seeds == NINE.seeds
     assert max(taken) <= 0.4 * NINE.trainings
     assert np.mean(within) > 0.95
-    # What the truth loses by searching instead of training all: a quarter of a point at most.
+    # The search loses at most a quarter of a point of true accuracy against the full grid.
     assert np.mean(lost) - np.mean(lost_by_the_grid) < 0.0025

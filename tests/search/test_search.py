@@ -25,7 +25,7 @@ LINE = Line("l2", (Axis("l2", (0.001, 0.01)),))
 
 @pytest.fixture(scope="module")
 def template(image_folder, tmp_path_factory):
-    """What `repository` is copied from."""
+    """The folder that `repository` copies."""
     folder = tmp_path_factory.mktemp("search") / "template"
     settings = scratch.tiny_params("photos", **scratch.TINIEST)
     settings["reg"] = {"none": 0, "l2": 0.01}
@@ -39,12 +39,12 @@ def template(image_folder, tmp_path_factory):
 
 @pytest.fixture
 def repository(template, tmp_path):
-    """A project whose results are committed: none and l2 at 0.01, one seed; the images by a relative path."""
+    """A project whose results are committed: none and l2 at 0.01, one seed; `data.dataset` is a relative path."""
     return scratch.Repository(shutil.copytree(template, tmp_path / "a path with spaces", symlinks=True))
 
 
 def killed_at(repository, words):
-    """Call the search and kill it, with all that it started, at a line with these words; what it had printed."""
+    """Start the search, and kill its process group at the first line with these words. Returns its output."""
     process = repository.start("python", "-m", "regbench", *COMMAND)
     output = ""
     for line in process.stdout:
@@ -78,7 +78,7 @@ def test_three_kinds(repository):
 def test_killed_continued_and_applied(repository):
     before = {path: repository.read(path) for path in ("params.yaml", "dvc.lock", "report.json", "report.md")}
     output = killed_at(repository, "Running stage 'train@none-1'")
-    # Its DVC and trainings end with it, a moment later.
+    # Its DVC commands and trainings end a moment later.
     clone = str(repository.folder / ".regbench/search/clone")
     for _ in range(300):
         if not any(clone in (it.info["cwd"] or "") for it in psutil.process_iter(["cwd"])):
@@ -123,7 +123,7 @@ def test_killed_continued_and_applied(repository):
 @pytest.mark.slow
 @pytest.mark.dvc
 def test_a_lock_of_another_machine_whose_results_are_nowhere(repository):
-    """What was trained here is known all the same: none, and l2 at 0.01 under its own name."""
+    """The search still knows what was trained here: none, and l2 at 0.01 under its own name."""
     repository.forget_outputs("none-0", "l2-0")
     output = killed_at(repository, "Round 2")
     assert "Round 1, search-l2-1: l2: 1e-2; seed 0" in output and "train@" not in output
@@ -241,9 +241,12 @@ def test_messages_name_the_command(capsys):
         (["l2", "--from", "weak", "--to", "1"], "invalid float value"),
         (["l2", "--from", "1", "--to", "2", "--seeds", "1"], "'1' is not allowed; it should be a whole number from 2"),
         (["l2", "--from", "2", "--to", "1"], "--from 2 --to 1 is not allowed"),
-        (["l2", "l1", "weight_decay", "--from", "1", "--from", "2", "--to", "3", "--to", "4"], "once for each of 3"),
+        (
+            ["l2", "l1", "weight_decay", "--from", "1", "--from", "2", "--to", "3", "--to", "4"],
+            "once for each of the 3",
+        ),
         (["l2", "--from", "1", "--from", "2", "--to", "3"], "there should be as many --from as --to"),
-        (["l2", "l1", "--over", "orthogonal", "--from", "1", "--to", "2"], "--over joins one line"),
+        (["l2", "l1", "--over", "orthogonal", "--from", "1", "--to", "2"], "--over works with one line only"),
         (["l2", "reg.l2", "--from", "1e-3", "--to", "1e-2"], "each line can be searched once"),
         (["l22", "--from", "1e-3", "--to", "1e-2"], "l22 is neither a key under reg"),
     ],

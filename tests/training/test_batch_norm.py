@@ -1,4 +1,4 @@
-"""Batch normalization's averages anew, for any layers: against NumPy, and those that have to be left alone."""
+"""Batch normalization's averages, recomputed for any layers, against NumPy; and those that must be left alone."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ IMAGES, BATCH = 40, 20
 
 @keras.saving.register_keras_serializable(package="test")
 class Block(keras.layers.Layer):
-    """A layer with batch normalization in it; `fixed`: it always uses its averages."""
+    """A layer that contains batch normalization; if `fixed`, that always uses its averages."""
 
     def __init__(self, fixed=False, **others):
         super().__init__(**others)
@@ -26,7 +26,7 @@ class Block(keras.layers.Layer):
 
 @pytest.fixture
 def refreshed(settings, tmp_path, monkeypatch):
-    """A function that refreshes the averages of a layer behind others; that layer, and its inputs by batch."""
+    """A function that refreshes the averages of a layer behind others; returns it and its inputs for each batch."""
     monkeypatch.setattr("regbench.data.EVALUATION_BATCH", BATCH)
     chosen = settings(**{"data.train_images": IMAGES})
     prepare.prepare(chosen.data, tmp_path / "prepared")
@@ -50,7 +50,7 @@ def refreshed(settings, tmp_path, monkeypatch):
 
 
 def expected(batches, momentum):
-    """Mean and variance over the batches; the last of two counts 1, the one before `momentum`."""
+    """Mean and variance over two batches; the second has weight 1, the first has weight `momentum`."""
     share = np.array([momentum, 1.0]) / (1.0 + momentum)
     moments = [(batch.mean(axis=(0, 1, 2)), batch.var(axis=(0, 1, 2))) for batch in batches]
     return [share[0] * first + share[1] * second for first, second in zip(*moments, strict=True)]

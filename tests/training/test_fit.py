@@ -1,4 +1,4 @@
-"""One run: what is recorded, the same bits again, also when it was cut off and resumed."""
+"""One run: what it records, and that it gives the same bits again, also if it was killed and resumed."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ import yaml
 from scratch import ROOT, Repository, tiny_params
 from scratch import history as rows
 
-from regbench import live, plan, regularizers
+from regbench import live, params, plan, regularizers
 from regbench.data import arrays, prepare
 from regbench.training import checkpoint, fit, history, model
 from regbench.training.batch_norm import PopulationStatistics
@@ -24,13 +24,13 @@ SMALL = {"model.network": "small_cnn"}
 
 @pytest.fixture(autouse=True)
 def whole_precision():
-    """Training in half precision sets a policy that outlives it."""
+    """Reset the dtype policy: training in half precision sets one that outlives it."""
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
 def prepared(settings, tmp_path, monkeypatch):
-    """The tiny dataset in prepared/, and the working directory there."""
+    """The folder with the tiny dataset in prepared/; it is the working directory."""
     monkeypatch.chdir(tmp_path)
     prepare.prepare(settings().data, tmp_path / "prepared")
     return tmp_path
@@ -38,7 +38,7 @@ def prepared(settings, tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(plan_of, tmp_path):
-    """A function that trains a run with some changes of params into a folder; the folder."""
+    """A function that trains a run with some changes of params into a folder, and returns the folder."""
 
     def run(out, key="l2-0", **changes):
         fit.train(plan_of(key, tmp_path, **SMALL | changes)[0], out=tmp_path / out)
@@ -54,7 +54,7 @@ def assert_same(one, other):
 
 
 class KilledError(Exception):
-    """Stands for a run's sudden end, within the test's process."""
+    """Simulates that a run is killed, within the test's process."""
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_what_is_recorded(prepared, train):
     weights = [weight.numpy() for weight in saved.trainable_variables if weight.path.endswith("kernel")]
     penalty = 0.001 * (sum((w**2).sum() for w in weights) + (saved.trainable_variables[-1].numpy() ** 2).sum())
     assert recorded[-1]["reg_loss"] == pytest.approx(penalty, rel=1e-5)
-    # Keras's loss is the mean over the epoch of cross-entropy plus penalty, val_loss that of its end.
+    # Keras's loss is the epoch's mean of cross-entropy plus penalty. val_loss has the penalty at the end of the epoch.
     assert recorded[-1]["loss"] > recorded[-1]["cross_entropy"]
     assert recorded[-1]["val_loss"] - recorded[-1]["val_cross_entropy"] == pytest.approx(penalty, rel=1e-4)
     log = live.read("l2-0")
@@ -115,7 +115,7 @@ def test_a_long_epoch_continues_from_its_midst(prepared, train, cut_off, monkeyp
     changes = {"train.epochs": 2, "train.batch_size": 16, "train.momentum": 0.9}
     whole = train("whole", **changes)
     monkeypatch.setattr(history, "SAVE_SECONDS", 0)
-    # 10 steps an epoch, the state saved after each: this is the fourth step of the second epoch.
+    # An epoch has 10 steps, and each saves the state. So save 14 is in the second epoch, after its fourth step.
     cut_off(14, "resumed", **changes)
     (latest, before) = sorted((file.name for file in checkpoint.FOLDER.glob("*/*.npz")), reverse=True)
     assert (latest, before) == ("000001-000000004.npz", "000001-000000003.npz")
@@ -169,7 +169,7 @@ def test_small_images_are_resized_in_the_model(plan_of, tmp_path):
     scaled = tf.image.resize(images / np.float32(127.5) - 1, (64, 64))
     logits = built.get_layer("mobilenet_v2")(scaled, training=False)
     assert logits.shape == (8, 5)
-    # In inference, called in any way, it gives these, and stays as it is.
+    # However it is called for inference, it gives these logits and does not change.
     for call in (built, tf.function(built), built.predict_on_batch, built):
         np.testing.assert_allclose(call(images), logits, rtol=0, atol=1e-4 * np.abs(logits).max())
     batch_norm = built.get_layer("mobilenet_v2").get_layer("stem_bn")
@@ -214,7 +214,7 @@ def test_a_run_that_diverges_ends_at_once_and_says_so(prepared, train, capsys):
 
 
 def test_population_statistics_are_of_the_final_weights(prepared, plan_of, monkeypatch):
-    """After training: the mean over batches at fixed weights, by Keras's own formula; weights are left alone."""
+    """After training they are means over batches at fixed weights, by Keras's own formula. Weights do not change."""
     monkeypatch.setattr("regbench.data.EVALUATION_BATCH", 32)
     chosen, _ = plan_of("none-0", prepared, **NARROW | {"train.batch_norm_images": 64})
     split = arrays.load("train", prepared / "prepared")
@@ -231,7 +231,7 @@ def test_population_statistics_are_of_the_final_weights(prepared, plan_of, monke
     stem = keras.Model(network.input, network.get_layer("stem").output)
     batches = arrays.training_batches(split, batch_size=32, seed=0, flip=True, epoch=0)
     outputs = [stem(images.numpy() / 127.5 - 1).numpy() for images, _ in batches.take(2)]
-    # The last of two steps counts 1 and the one before 0.99.
+    # The second of two steps has weight 1, the first has weight 0.99.
     share = np.array([0.99, 1.0]) / 1.99
     normalization = network.get_layer("stem_bn")
     for moving, moment in ((normalization.moving_mean, np.mean), (normalization.moving_variance, np.var)):
@@ -251,7 +251,7 @@ def test_population_statistics_leave_training_alone(prepared, train):
 
 
 def test_moving_averages_are_read_beside_those_computed_anew(prepared, train, cut_off, monkeypatch):
-    """One training has the columns of two: one that keeps the moving averages, and one that computes them anew."""
+    """One training has the columns of two: one that keeps the moving averages, and one that recomputes them."""
     monkeypatch.setattr(history, "SAVE_SECONDS", 0)
     changes = {"train.epochs": 2, "train.batch_norm_images": 64}
     kept, anew = train("kept", **changes | {"train.batch_norm_images": 0}), train("anew", **changes)
@@ -265,7 +265,7 @@ def test_moving_averages_are_read_beside_those_computed_anew(prepared, train, cu
     weights = [keras.saving.load_model(folder / "model.keras").get_weights() for folder in (both, anew)]
     for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)
-    cut_off(7, "resumed", **changes)  # in the midst of the second epoch; one has 5 steps
+    cut_off(7, "resumed", **changes)  # in the middle of the second epoch; an epoch has 5 steps
     assert_same(both, train("resumed", **changes))
 
 
@@ -321,7 +321,7 @@ def on_devices(folder, script, *arguments):
 
 
 def test_two_devices_train_as_one(tmp_path):
-    """Two logical CPUs against one: the same losses for a network without batch statistics, in a process each."""
+    """Two logical CPUs give the losses of one, for a network without batch statistics. Each has its own process."""
     losses = []
     for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
         *numbers, replicas = on_devices(tmp_path, DENSE, *devices).splitlines()[0].split()
@@ -331,7 +331,7 @@ def test_two_devices_train_as_one(tmp_path):
 
 
 def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared, image_folder):
-    """Whole trainings: batch normalization's averages, validation and checkpoints among it, in a process each."""
+    """Whole trainings with batch normalization's averages, validation and checkpoints, each in its own process."""
     # Steps so small that they don't amplify rounding.
     changes = {"train.epochs": 2, "train.learning_rate": 1e-6, "train.moving_averages": True} | SMALL
     recorded = {}
@@ -342,8 +342,6 @@ def test_two_devices_train_as_one_where_batch_norm_is_synchronized(prepared, ima
     ):
         chosen = tiny_params(image_folder, **changes, **{"train.synchronize_batch_norm": synchronize})
         (prepared / "params.yaml").write_text(yaml.safe_dump(chosen))
-        from regbench import params
-
         plan.write(params.load(prepared / "params.yaml"))
         on_devices(prepared, WHOLE, out, *devices)
         recorded[out] = rows(prepared / out)

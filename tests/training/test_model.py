@@ -9,7 +9,7 @@ from regbench.training import model
 
 @pytest.mark.slow
 def test_validation_is_not_compiled(plan_of, tmp_path):
-    """With `train.jit` a step in training is; validation gives the bits that it gives without."""
+    """With `train.jit` only training steps are compiled. Validation gives the same bits as without `train.jit`."""
     rng, logs = np.random.default_rng(0), []
     images, labels = rng.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6)
     for jit in (False, True):

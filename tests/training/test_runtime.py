@@ -1,4 +1,4 @@
-"""How TensorFlow starts: what it says of a GPU that it can't use, and nothing else."""
+"""How TensorFlow starts: it reports a GPU that it can't use, and prints nothing else."""
 
 import subprocess
 import sys

@@ -3,4 +3,4 @@
 SPLITS = ("train", "validation", "test")
 
 EVALUATION_BATCH = 256
-"""How many images are evaluated in a step."""
+"""How many images are evaluated per step."""

@@ -1,4 +1,4 @@
-"""Prepared images on disk, and the `tf.data` over them.
+"""Prepared images on disk, and `tf.data` datasets that read them.
 
 prepared/train/images.npy    uint8 [N, H, W, C], read by memory map
 prepared/train/labels.npy    int64 [N]
@@ -38,11 +38,11 @@ class Split:
 def load(split: str, folder: str | Path = "prepared") -> Split:
     """Map a split of the prepared images, and check their bytes against the SHA-256 in split.json.
 
-    The check reads the split once, from front to end. This is no more than the first epoch does, and leaves the split
-    in memory as far as it fits.
+    The check reads the split once, from start to end, as the first epoch does anyway. Afterwards the split is in the
+    system's file cache, as far as it fits.
 
     Raises:
-        UserError: the split is not there, or something in it is damaged.
+        UserError: the split is missing or damaged.
     """
     folder = Path(folder) / split
     try:
@@ -59,11 +59,11 @@ def load(split: str, folder: str | Path = "prepared") -> Split:
 
 
 def _checked(path: Path, shape: tuple[int, ...], dtype: type, sha256: str) -> np.ndarray:
-    """An array, mapped, which has the shape, the type and the bytes that split.json says."""
+    """Map an array, and check its shape, type and SHA-256 against split.json."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     with open(path, "rb") as file:
         file.seek(array.offset)
-        # From the file: pages read through the map would count as this process's memory.
+        # Read from the file: pages read through the map would count as this process's memory.
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous or found != sha256:
         raise ValueError(f"{path} is damaged: it is not what split.json says")
@@ -71,7 +71,7 @@ def _checked(path: Path, shape: tuple[int, ...], dtype: type, sha256: str) -> np
 
 
 def sample(split: Split, count: int | None) -> Split:
-    """A split of `count` of the images, chosen evenly from first to last; of all for None, or if there are fewer."""
+    """A split with `count` of the images, evenly spaced; all images if `count` is None or there are fewer."""
     if count is None or count >= len(split):
         return split
     places = evenly(len(split), count)
@@ -79,18 +79,18 @@ def sample(split: Split, count: int | None) -> Split:
 
 
 def evenly(images: int, count: int) -> np.ndarray:
-    """Places of `count` of so many images, or of all if there are fewer, ascending and at equal distances."""
+    """Indices of `count` out of `images` images, ascending and evenly spaced; of all images if there are fewer."""
     count = min(count, images)
     return np.arange(count) * images // count
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some images of a split. A slice reads only its own images, so only a batch is in memory.
+    """Some images of a split. A slice reads only its own images, so only one batch is in memory.
 
     Attributes:
-        images: of the split, uint8 [N, H, W, C].
-        places: which of them, int [K].
+        images: all images of the split, uint8 [N, H, W, C].
+        places: indices of the chosen ones, int [K].
     """
 
     images: np.ndarray
@@ -103,9 +103,9 @@ class Chosen:
 def training_batches(
     split: Split, *, batch_size: int, seed: int, flip: bool, epoch: int, first_step: int = 0
 ) -> "tf.data.Dataset":
-    """Make a `tf.data.Dataset` of one epoch, from a step on.
+    """Make a `tf.data.Dataset` of one epoch, beginning at `first_step`.
 
-    Order and flips are functions of (seed, epoch, step), so a resumed run sees what the interrupted one would.
+    Order and flips are functions of (seed, epoch, step), so a resumed run sees the same batches as one without a break.
 
     Returns:
         Dataset of (uint8 [B, H, W, C], int64 [B]); the last batch of an epoch may be smaller.
@@ -113,7 +113,7 @@ def training_batches(
     order = np.random.default_rng([seed, epoch]).permutation(len(split))
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-        # Ascending, since a memory map is read fastest forwards.
+        # Ascending, because a memory map is fastest to read in order.
         indices = np.sort(order[step * batch_size : (step + 1) * batch_size])
         images = split.images[indices]
         if flip:
@@ -125,7 +125,7 @@ def training_batches(
 
 
 def evaluation_batches(split: Split) -> "tf.data.Dataset":
-    """Make a `tf.data.Dataset` once over a split, in order, in batches of `EVALUATION_BATCH`."""
+    """Make a `tf.data.Dataset` of one pass over a split, in order, in batches of `EVALUATION_BATCH`."""
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         window = slice(step * EVALUATION_BATCH, (step + 1) * EVALUATION_BATCH)
@@ -146,7 +146,7 @@ def _batches(batch: Callable[[int], tuple], steps: range, split: Split) -> "tf.d
 
     dataset = tf.data.Dataset.range(steps.start, steps.stop).map(fetch)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(steps))).prefetch(2)
-    # There is nothing to tune, and at times the tuner's thread delays the end of an iteration by seconds.
+    # There is nothing to tune, and sometimes the tuner's thread delays the end of an iteration by seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)

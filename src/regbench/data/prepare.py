@@ -1,4 +1,4 @@
-"""From a source to prepared/: which images go where, at what size; and what was done, in words."""
+"""From a source to prepared/: choose the images of each split, resize and write them, print what was done."""
 
 import hashlib
 import itertools
@@ -19,28 +19,28 @@ from regbench.errors import UserError
 from regbench.params import Data
 
 HELD_OUT = 0.2
-"""The share of a dataset without a test split that becomes its test set."""
+"""The share of the training split that becomes the test set if a dataset has no test and no validation split."""
 
 CLASSES_SHOWN = 10
-"""Of a dataset with more classes, the three most and the three least frequent are printed."""
+"""If a dataset has more classes, only the three most and the three least frequent are printed."""
 
 Chosen = dict[str, tuple[str, np.ndarray]]
 """{split: (the source's split, sorted indices into it)}"""
 
 
 def prepare(data: Data, folder: str | Path = "prepared") -> None:
-    """Find the dataset that `data` names, choose, and write the images of each split. Print what was done.
+    """Find the dataset that `data` names, choose and write the images of each split, and print what was done.
 
     Raises:
-        UserError: there is no such dataset, it is unclear what in it is what, or more images are asked for than it has.
+        UserError: there is no such dataset, its layout is unclear, or it has fewer images than `data` asks for.
     """
     write(find(data.dataset), data, folder)
 
 
 def find(dataset: str) -> Source:
-    """The source that `data.dataset` names; downloaded and prepared first where it has to be.
+    """Find the source that `data.dataset` names. A TFDS dataset is downloaded and prepared first if needed.
 
-    A path starts with `.`, `/` or `~`. Any other word is a TFDS name, or a folder where TFDS has no such name.
+    A path starts with `.`, `/` or `~`. Any other word is a TFDS name or, if TFDS has no such name, a folder.
     """
     if dataset.startswith((".", "/", "~")) or Path(dataset).is_absolute():
         return find_folder(dataset)
@@ -53,9 +53,9 @@ def find(dataset: str) -> Source:
 
 
 def write(source: Source, data: Data, folder: str | Path) -> None:
-    """Choose, resize where needed, and write a folder for each split. Each appears whole or not at all.
+    """Choose images, resize them if needed, and write a folder for each split. Each appears whole or not at all.
 
-    What is written for one split depends on no setting of another, unless both come from one split of the source.
+    A split does not depend on the settings of another split, unless both come from the same split of the source.
     """
     folder = Path(folder)
     chosen = choose(source, data)
@@ -77,14 +77,15 @@ def write(source: Source, data: Data, folder: str | Path) -> None:
 
 
 def choose(source: Source, data: Data) -> Chosen:
-    """Choose which images go where: a function of labels and `data.seed` alone.
+    """Choose which images go where: a function of the labels, the numbers of images in `data`, and `data.seed` alone.
 
-    Test is the source's test split; where it has none, its validation split; where it has neither, a fifth of all.
-    Validation is the source's validation split where that is not the test set, else held out of the training split;
-    or it is the test set itself. A class takes part in proportion to its size.
+    Test is the source's test split or, if it has none, its validation split. If it has neither, test is held out of the
+    training split, a fifth by default. Validation is the source's validation split, unless that is the test set; then
+    it is held out of the training split. With `data.validation_images: test` it is the test set itself. Classes are
+    chosen in proportion to their sizes.
 
     Raises:
-        UserError: no split can be trained on, or more images are asked for than there are.
+        UserError: no split can be trained on, or there are fewer images than `data` asks for.
     """
     names = list(source.labels)
     if "train" not in names and len(names) > 1:
@@ -126,7 +127,7 @@ def _refuse_classes(source: Source, train: tuple[str, np.ndarray], test: tuple[s
         raise UserError(
             f"data.dataset: {source.name} gives {counted(len(train[1]), 'training image')}, all of the class "
             f"{source.classes[trained[0]]}; training needs two or more classes. Choose more with data.train_images, or "
-            "mend the dataset"
+            "correct the dataset"
         )
     if not np.intersect1d(trained, tested).size:
         raise UserError(
@@ -136,17 +137,21 @@ def _refuse_classes(source: Source, train: tuple[str, np.ndarray], test: tuple[s
 
 
 def _by_class(labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
-    """The indices of each class, in an order of their own that the seed sets."""
+    """The indices of each class, shuffled; the seed sets the order."""
     return [
         np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label)) for label in range(classes)
     ]
 
 
 def _take(by_class: list[np.ndarray], count: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Take `count` from the front, the classes in proportion (largest remainders); what was taken, what is left."""
+    """Take `count` images from the front of the classes, in proportion to their sizes (largest remainders).
+
+    Returns:
+        (sorted indices that were taken, what is left of each class)
+    """
     sizes = np.array([len(members) for members in by_class])
     quota, remainder = np.divmod(sizes * count, sizes.sum())
-    # Of equal remainders the seed chooses: by the alphabet, the last classes would have no image in a small split.
+    # The seed chooses among equal remainders: by alphabet, a small split would have no image of the last classes.
     turn = np.random.default_rng([seed, len(sizes)]).permutation(len(sizes))
     quota[turn[np.argsort(-remainder[turn], kind="stable")][: count - quota.sum()]] += 1
     taken = [members[:number] for members, number in zip(by_class, quota, strict=True)]
@@ -157,7 +162,7 @@ def _take(by_class: list[np.ndarray], count: int, seed: int) -> tuple[np.ndarray
 
 
 def _write_split(source: Source, origin: str, indices: np.ndarray, image_size: int, folder: Path) -> list[bytes]:
-    """Write one split; a digest of each image."""
+    """Write one split; return a digest of each image."""
     folder.mkdir(parents=True)
     fits = source.shape is not None and max(source.shape) <= image_size
     shape = (*(source.shape if fits else (image_size, image_size)), source.channels)
@@ -200,9 +205,9 @@ def _write_split(source: Source, origin: str, indices: np.ndarray, image_size: i
 
 
 def _write(path: Path, shape: tuple[int, ...], dtype: type, rows: Iterable, title: str) -> str:
-    """Write an array's rows one after another as .npy; the SHA-256 of its bytes.
+    """Write an array's rows one after another as .npy; return the SHA-256 of the data, without the header.
 
-    Not through a memory map: where the disk is full, the system kills a process that writes through one.
+    Not through a memory map: when the disk is full, the system kills a process that writes through a map.
     """
     digest, count = hashlib.sha256(), 0
     with open(path, "wb") as file:
@@ -220,7 +225,7 @@ def _write(path: Path, shape: tuple[int, ...], dtype: type, rows: Iterable, titl
     return digest.hexdigest()
 
 
-# What is said
+# What is printed
 
 
 def _description(source: Source, chosen: Chosen) -> Iterator[str]:
@@ -251,7 +256,7 @@ def _description(source: Source, chosen: Chosen) -> Iterator[str]:
 
 
 def _table(source: Source, chosen: Chosen, counts: np.ndarray) -> Iterator[str]:
-    """Lines of a table: images of each class in each split; of many classes the most and the least frequent."""
+    """Lines of a table: images of each class in each split; of many classes, only the most and least frequent."""
     rows = [(name, *map("{:,}".format, numbers)) for name, numbers in zip(source.classes, counts.T, strict=True)]
     if len(rows) > CLASSES_SHOWN:
         by_size = [rows[label] for label in np.argsort(-counts.sum(axis=0), kind="stable")]
@@ -267,7 +272,7 @@ def _table(source: Source, chosen: Chosen, counts: np.ndarray) -> Iterator[str]:
 
 
 def _equal_images(source: Source, chosen: Chosen, digests: dict[str, list[bytes]]) -> Iterator[str]:
-    """Lines that name images which two splits hold both."""
+    """Lines that name equal images in two splits."""
 
     def name_of(split: str, row: int) -> str:
         origin, indices = chosen[split]

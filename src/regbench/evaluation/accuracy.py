@@ -41,7 +41,7 @@ def majority(labels: np.ndarray) -> float:
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error, ECE: Σ over bins of (share of the images) · |mean confidence − accuracy|.
 
-    15 bins of equal width, as C. Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
+    15 bins of equal width, as in C. Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
 
     Args:
         confidence: probability of the predicted class, [N], from 0 to 1.
@@ -53,5 +53,5 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """How many images of each label got each prediction: int [classes, classes]."""
+    """How many images of each label got each prediction: int [label, prediction]."""
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)

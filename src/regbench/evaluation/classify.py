@@ -1,6 +1,6 @@
-"""Image files → the class that a saved model takes each for: `regbench predict`.
+"""`regbench predict`: the class that a saved model predicts for each image file.
 
-TensorFlow is imported when a model is loaded: what is wrong with a name is said at once.
+TensorFlow is imported only when a model is loaded, so that errors in a name are reported at once.
 """
 
 import csv
@@ -22,7 +22,7 @@ HEADER = ("file", "class", "probability")
 
 
 def find(places: Iterable[str]) -> list[Path]:
-    """The image files among `places`, and in the folders among them and below.
+    """The files in `places`, whatever their suffix, and the image files in and below the folders in `places`.
 
     Raises:
         UserError: there is no such file or folder, or no image in a folder.
@@ -76,9 +76,9 @@ def show(model: Path, files: Sequence[Path], as_csv: bool = False) -> None:
 
 
 def classify(model: Path, files: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
-    """(file, class, its probability) of each image, prepared as the images that the model was trained on.
+    """Yield (file, class, probability of that class) for each image, prepared like the training images.
 
-    An image of another size than those is resized to theirs, without regard to its proportions.
+    If an image has another size than those, it is resized to theirs; its proportions may change.
 
     Args:
         model: the file of a saved model.
@@ -103,7 +103,7 @@ def classify(model: Path, files: Sequence[Path]) -> Iterator[tuple[Path, str, fl
             unknown = np.zeros(len(batch), np.int64)
             logits = predict(Split(np.stack([image for _, image in batch]), unknown))
             if not np.isfinite(logits).all():
-                raise UserError(f"{model} is of a run that diverged; it has no answers")
+                raise UserError(f"{model} is from a run that diverged; it can't predict anything")
             for (file, _), probabilities in zip(batch, softmax(logits.astype(np.float64), axis=1), strict=True):
                 yield file, info["classes"][probabilities.argmax()], float(probabilities.max())
 

@@ -3,9 +3,9 @@
 They are four of CIFAR-10-C at severities 1, 3 and 5 (D. Hendrycks, T. Dietterich, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations", 2019, arXiv 1903.12261). The constants are those of the authors'
 `ImageNet-C/create_c/make_cifar_c.py` in github.com/hendrycks/robustness, commit ca36008. Two things differ: pixels are
-rounded, not cut off to whole numbers, and the blur grows with the image, since its constants are for 32 pixels.
+rounded, not truncated, and the blur grows with the image, because its constants are for 32 pixels.
 
-An image comes out the same in every run: its noise depends on its place in the test split and on nothing else.
+A corrupted image is the same in every run: its noise depends only on its place in the test split.
 """
 
 from collections.abc import Callable
@@ -37,13 +37,13 @@ def score(split: Split, count: int, right: np.ndarray, predict: Callable[[Split]
     Args:
         split: the test images.
         count: how many of them to corrupt, at most.
-        right: which images of the split the model has right without corruption, bool [N].
+        right: for each image of the split, whether the model is right without corruption, bool [N].
         predict: the model's `predict.predictor`.
 
     Returns:
         {"accuracy_corrupted": mean over corruptions and levels, "corrupted": {"images": how many, "correct_before": how
         many of them are right without corruption, "correct": {corruption: how many are right at levels 1, 2, 3},
-        "accuracy": the same as shares}}; nothing where `count` is 0
+        "accuracy": the same as shares}}; {} if `count` is 0
     """
     if not count:
         return {}
@@ -74,11 +74,11 @@ def _correct(
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Images that are corrupted when a slice of them is read, so that only a batch lies in memory.
+    """Images that are corrupted when a slice of them is read, so that only one batch is in memory.
 
     Attributes:
-        images: of a split, uint8 [N, H, W, C].
-        places: which of them, int [K].
+        images: all images of a split, uint8 [N, H, W, C].
+        places: indices of those to corrupt, int [K].
         corruption: a key of `CORRUPTIONS`.
         level: 1, 2 or 3.
     """
@@ -98,7 +98,7 @@ def corrupt(images: np.ndarray, places: np.ndarray, corruption: str, level: int)
 
     Args:
         images: uint8 [N, H, W, C], C is 1 or 3.
-        places: the place of each in its split, int [N].
+        places: the index of each in its split, int [N].
         corruption: a key of `CORRUPTIONS`.
         level: 1, 2 or 3.
 
@@ -125,7 +125,7 @@ def _noise(place: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _brighter(pixels: np.ndarray, amount: float) -> np.ndarray:
-    """Add to V of HSV, the largest channel, at most to 255; hue and saturation stay, so channels keep their ratios."""
+    """Add to V of HSV, the largest channel, up to 255. Hue and saturation stay, so channels keep their ratios."""
     value = pixels.max(axis=-1, keepdims=True)
     brighter = np.minimum(value + amount, 255)
     return np.where(value > 0, pixels * (brighter / np.maximum(value, 1)), brighter)

@@ -43,7 +43,8 @@ def evaluate(plan: dict[str, Any], prepared: Path = Path("prepared"), runs: Path
     evaluation.json: every number of the run. predictions.csv: a row for each validation and test image.
     layers.csv: a row for each kernel. confusion.csv: labels and predictions of the test images, counted.
     pruning.csv: accuracy with the smallest weights set to 0. weights.csv: a histogram of all kernel weights.
-    Of a model that diverged, whose logits are not finite, evaluation.json says only that and the tables are empty.
+    If the model diverged (its logits are not finite), evaluation.json has only seed, regularizer and "diverged",
+    and the tables are empty.
 
     Args:
         plan: of `evaluate`, as `regbench.plan.read` returns it.
@@ -113,13 +114,13 @@ def measure(
     Args:
         plan: of `evaluate`.
         model: as trained, with its regularizer attached.
-        splits: all of them, by name; of train, the sample that is measured.
-        logits: {split: [N, K]}, the model's.
-        predict: its `predictor`.
-        names: {split: where each image came from}, of validation and test.
+        splits: all splits, by name; train is the sample that is measured.
+        logits: {split: the model's logits [N, K]}.
+        predict: the model's `predictor`.
+        names: {split: where each image came from}, for validation and test.
 
     Returns:
-        (what evaluation.json holds of them, {table: rows} as in `TABLES`)
+        (the numbers for evaluation.json, {table: rows} as in `TABLES`)
     """
     options = plan["evaluate"]
     classes = splits["test"].info["classes"]

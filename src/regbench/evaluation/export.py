@@ -26,7 +26,7 @@ def place(model: Path, form: str, out: str | None = None) -> Path:
     """Where a model is exported to, by default exports/RUN.SUFFIX.
 
     Raises:
-        UserError: the format needs a package that is not installed, or something is wrong with the place.
+        UserError: the format needs a package that is not installed, or the path can't be used.
     """
     if form == "onnx" and importlib.util.find_spec("tf2onnx") is None:
         raise UserError("ONNX needs packages that are not installed: `.venv/bin/pip install -e '.[export]'`")
@@ -38,20 +38,20 @@ def place(model: Path, form: str, out: str | None = None) -> Path:
         raise UserError(f"--out {path} is in a folder that the pipeline writes; choose a place outside")
     ours = (path / "saved_model.pb").exists() if form == "saved_model" else not path.is_dir()
     if path.exists() and not ours:
-        raise UserError(f"{path} is there already, and is something else; choose another place with --out")
+        raise UserError(f"{path} already exists and is not an earlier export; choose another place with --out")
     return path
 
 
 def export(model: Path, form: str, path: Path) -> None:
-    """Write a model in another format, uint8 images in, logits out, and beside it what its own file says of it.
+    """Write a model in another format, uint8 images in, logits out, and the metadata of its file beside it.
 
-    All of it computes in float32. In half precision TFLite and ONNX Runtime lack operations, so what was trained in it
-    gives logits that differ by its rounding.
+    The exported model computes in float32, because TFLite and ONNX Runtime lack operations in half precision. So the
+    logits of a model that was trained in half precision differ by rounding.
 
     Args:
         model: the file of a saved model.
         form: one of `FORMATS`.
-        path: of the file, or of SavedModel's folder; replaced where it is there. It appears whole or not at all.
+        path: of the file, or of SavedModel's folder; replaced if it exists. It appears whole or not at all.
 
     Raises:
         UserError: the model can't be used.
@@ -60,15 +60,15 @@ def export(model: Path, form: str, path: Path) -> None:
 
     loaded = in_float32(saved.load(model))
     if not all(np.isfinite(weight).all() for weight in loaded.get_weights()):
-        raise UserError(f"{model} is of a run that diverged; it has no answers")
+        raise UserError(f"{model} is from a run that diverged; it can't predict anything")
     images = keras.Input(loaded.input_shape[1:], dtype="uint8", name=loaded.inputs[0].name)
-    # Some layers train wherever they are not told that this is inference.
+    # Some layers act as in training unless they are called with training=False.
     inference = keras.Model(images, loaded(images, training=False), name=loaded.name)
     beside = path.with_name(f"partial.{path.name}")
     _remove(beside)
     path.parent.mkdir(parents=True, exist_ok=True)
     signature = [keras.InputSpec(dtype="uint8", shape=inference.input_shape, name=images.name)]
-    with runtime.stderr_held():  # a hundred lines of how far a converter has come
+    with runtime.stderr_held():  # a hundred lines on a converter's progress
         inference.export(beside, format=FORMATS[form], verbose=False, input_signature=signature)
     _remove(path)
     beside.rename(path)
@@ -76,7 +76,7 @@ def export(model: Path, form: str, path: Path) -> None:
 
 
 def in_float32(model: "keras.Model") -> "keras.Model":
-    """A model that computes in float32 with the weights of another; itself where that does."""
+    """A copy of a model that computes in float32; the model itself if it already does."""
     import keras
 
     from regbench import networks

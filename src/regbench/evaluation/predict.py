@@ -13,9 +13,10 @@ from regbench.data.arrays import Split
 
 
 def predictor(model: keras.Model) -> Callable[[Split], np.ndarray]:
-    """A function from a split to the model's logits [N, K] of its images, with the weights as they are when called.
+    """A function from a split to the model's logits [N, K] of its images, with the weights at the time of the call.
 
-    Several batches at once, each computed by one thread, use all cores and give the same bits on any number of them.
+    Up to `runtime.EVALUATED_AT_ONCE` batches are computed at once, each by one thread. So the logits have the same bits
+    on any number of cores.
     """
     images = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
     network = tf.function(lambda images: model(images, training=False), input_signature=[images])

@@ -1,6 +1,6 @@
-"""Saved models: find one, read what its file says of it, load it.
+"""Saved models: find one, read the metadata in its file, load it.
 
-TensorFlow is imported by `load` only: what is wrong with a name or a file is said at once.
+Only `load` imports TensorFlow, so that errors in a name or a file are reported at once.
 """
 
 import json
@@ -37,7 +37,7 @@ def find(model: str, runs: Path = Path("runs")) -> Path:
 
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What a file says of its model; docs/models.md lists the keys.
+    """The metadata in a model's file; docs/models.md lists the keys.
 
     Raises:
         UserError: there is no such file, it is damaged, or regbench did not save it.
@@ -54,19 +54,19 @@ def load(path: str | os.PathLike) -> "keras.Model":
     """Load a model, uint8 images [N, H, W, C] from 0 to 255 → logits [N, K].
 
     Raises:
-        UserError: there is no such file, or it is damaged or no model.
+        UserError: there is no such file, it is damaged, or it is not a model.
     """
     _check(path)
     import keras
 
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras has no error of its own for layers that it does not know, or that hold code
+    except Exception as error:  # Keras has no single error class for unknown layers and for layers that hold code
         raise _unusable(path, f"{type(error).__name__}: {error}") from None
 
 
 def _check(path: str | os.PathLike) -> None:
-    """Raise a `UserError` unless all files of a .keras archive are in it, with the bytes that their checksums say."""
+    """Raise a `UserError` unless a .keras archive has its JSON files and all checksums in it are right."""
     if not Path(path).is_file():
         raise _unusable(path, "there is no such file")
     if Path(path).suffix != ".keras":

@@ -1,4 +1,4 @@
-"""What has become of a model's kernel weights: by layer, by size, and how many can be removed."""
+"""The kernel weights of a trained model: by layer, by size, and how many can be removed."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,7 +19,7 @@ def layer_rows(model: keras.Model, near_zero: float, learning_rate: float) -> It
     Args:
         model: as trained, with its regularizer attached.
         near_zero: a weight smaller than this counts as near zero.
-        learning_rate: of the training, at its highest.
+        learning_rate: the highest one in training.
 
     Yields:
         {"layer": its name, and of a layer with several kernels which one, "weights": count, "sum_abs": Σ|w|,
@@ -56,7 +56,7 @@ def penalty(layer: keras.layers.Layer) -> float:
 def histogram(model: keras.Model) -> list[tuple[float, float, int]]:
     """All kernel weights by size: rows (log₁₀ of the lower end, of the upper end, how many).
 
-    The first row, from -inf, holds the exact zeros and what is below the first bin; the last what is above, to inf.
+    The first row, from -inf, counts exact zeros and all weights below the first bin; the last row, to inf, those above.
     """
     low, high, width = HISTOGRAM_DECADES
     edges = np.round(np.arange(low, high + width / 2, width), 1)
@@ -68,13 +68,14 @@ def histogram(model: keras.Model) -> list[tuple[float, float, int]]:
 def prune(
     model: keras.Model, shares: Iterable[float], split: Split, predict: Callable[[Split], np.ndarray]
 ) -> list[tuple[float, float, float]]:
-    """Accuracy on a split with the smallest kernel weights of the whole network set to 0, not trained again.
+    """Accuracy on a split with the smallest kernel weights of the whole network set to 0, without further training.
 
-    Magnitude pruning, global and in one shot (S. Han et al., 2015, arXiv 1506.02626). The model keeps its weights.
+    Magnitude pruning, global and in one shot (S. Han et al., 2015, arXiv 1506.02626). The weights are restored at the
+    end.
 
     Args:
         model: as trained.
-        shares: which share of all kernel weights to set to 0, from 0 to 1.
+        shares: the shares of all kernel weights to set to 0, each from 0 to 1.
         split: the images.
         predict: the model's `predict.predictor`.
 

@@ -1,8 +1,8 @@
-"""The networks: a file each, those of `keras.applications`, and a user's own (`model.network` in params.yaml).
+"""The networks: those in the files here, those of `keras.applications`, a user's own (`model.network` in params.yaml).
 
-A network is built by a function that returns a `keras.Model` of floats to logits. Networks know nothing about
-regularizers: those are attached to a built model (`regbench.regularizers.attach`), by the functions here that walk its
-layers and weights.
+A network is built by a function that returns a `keras.Model` from float images to logits. Networks know nothing about
+regularizers. `regbench.regularizers.attach` attaches those to a built model; to find its layers and weights, it uses
+the functions here.
 """
 
 import importlib
@@ -21,7 +21,7 @@ NOISE = (
     keras.layers.GaussianDropout,
     keras.layers.GaussianNoise,
 )
-"""Layers that act in training only."""
+"""Layers that act only in training."""
 
 
 def build(
@@ -31,21 +31,21 @@ def build(
     synchronized: bool = False,
     weights_md5: str | None = None,
 ) -> keras.Model:
-    """Build the network that params ask for, with the weights that it starts from; frozen layers are not trainable.
+    """Build the network that params ask for, load the weights that it starts from, and freeze layers.
 
     Args:
-        model: `params.Model`.
+        model: `model:` in params.
         input_shape: (height, width, channels) of an image.
         num_classes: number of logits.
         synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
-        weights_md5: what the weights file should have; None: anything.
+        weights_md5: expected MD5 of the weights file; None: not checked.
 
     Returns:
         a functional `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes].
 
     Raises:
-        UserError: of what users can mend: their own network or their weights file is not what it should be, images are
-            too small, there is no layer to freeze.
+        UserError: the user's own network or weights file is unusable, images are too small, or there is no layer of
+            the name in `model.freeze`.
     """
     options = model.model_dump(exclude={"network", "weights", "freeze"}) | {"synchronized": synchronized}
     if model.network in catalogue.networks():
@@ -61,21 +61,21 @@ def build(
 
 
 def register(own: str | None) -> None:
-    """Import a user's own network, `./file.py:function`, for the classes that its saved models have; None: nothing."""
+    """Import a user's own network, `./file.py:function`, so that its saved models can be loaded; None: do nothing."""
     if own:
         _module("_own").function(own)
 
 
-# By name, so that a plan covers only what its run uses.
+# Not an import statement: a plan covers all that is imported by one, and should cover only what its run uses.
 def _module(name: str) -> Any:
     return importlib.import_module(f"regbench.networks.{name}")
 
 
 def freeze(network: keras.Model, name: str) -> None:
-    """Let all layers up to the one of this name keep their weights: they are no longer trainable.
+    """Freeze all layers up to and including the one of this name: their weights are no longer trained.
 
-    Batch normalization among them uses its averages and leaves them alone. The name of a model in the network stands
-    for all of its layers. Layers are in Keras's order, from the input to the output.
+    Frozen batch normalization uses its moving averages and does not update them. The name of a model inside the
+    network stands for all of its layers. Layers are in Keras's order, from the input to the output.
 
     Raises:
         UserError: there is no such layer, or no weights would be left to train.
@@ -98,7 +98,7 @@ def freeze(network: keras.Model, name: str) -> None:
 
 
 def _layers_and_models(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a model, and each model in it after its layers."""
+    """The layers of a model. Models in it are included, each after its own layers."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers_and_models(layer)
@@ -111,12 +111,12 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a layer is made of, one level down."""
+    """The layers directly inside a layer, without the layers inside those."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
 def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The batch normalizations of a model, those in other layers too."""
+    """All batch normalization layers of a model, also those inside other layers."""
 
     def within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         yield layer
@@ -130,8 +130,9 @@ def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 def kernels(model: keras.Model) -> list[tuple[keras.layers.Layer, keras.Variable]]:
     """The kernels of a model, from the stem to the head, as (layer, kernel).
 
-    A kernel is a weight of two axes or more whose name ends in "kernel", as in all layers of Keras: of convolutions,
-    `Dense`, `EinsumDense`, attention. `SeparableConv2D` has two. A layer that is made of others stands for them.
+    A kernel is a weight with two or more axes whose name ends in "kernel". All Keras layers name them so: convolutions,
+    `Dense`, `EinsumDense`, attention. `SeparableConv2D` has two kernels. If a layer contains others, their kernels are
+    listed with the outer layer.
     """
     found = {}
     for layer in layers_of(model):
@@ -142,13 +143,13 @@ def kernels(model: keras.Model) -> list[tuple[keras.layers.Layer, keras.Variable
 
 
 def name_of(layer: keras.layers.Layer, kernel: keras.Variable) -> str:
-    """What to call a kernel: the name of its layer, and of a layer with several, which one."""
+    """The name of a kernel: its layer's name and, if the layer has several kernels, which one."""
     parts = kernel.path.removesuffix("/kernel").split("/")
     return "/".join(parts[parts.index(layer.name) :]) if layer.name in parts else layer.name
 
 
 def is_depthwise(layer: keras.layers.Layer, kernel: keras.Variable) -> bool:
-    """Whether a kernel of a layer is that of a depthwise convolution: each of its filters sees one channel."""
+    """Whether a kernel belongs to a depthwise convolution, in which each filter sees one channel."""
     grouped = getattr(layer, "groups", 1) > 1 and kernel.shape[-2] == 1  # ConvNeXt's
     return grouped or isinstance(layer, keras.layers.DepthwiseConv2D) or kernel.name.startswith("depthwise")
 
@@ -157,7 +158,7 @@ def head(model: keras.Model) -> keras.layers.Dense:
     """The last Dense layer of a model, which gives the logits.
 
     Raises:
-        UserError: it has none.
+        UserError: the model has no Dense layer.
     """
     found = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.Dense)]
     if not found:
@@ -166,12 +167,12 @@ def head(model: keras.Model) -> keras.layers.Dense:
 
 
 def normalized(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers whose outputs batch normalization normalizes: it follows them, or is a part of them."""
+    """The layers whose outputs are batch-normalized, by the next layer or by a part of the layer itself."""
     batch_norm = keras.layers.BatchNormalization
-    # `ExpandConv2D` has its own.
+    # `ExpandConv2D` contains its batch normalization.
     found = [layer for layer in layers_of(model) if isinstance(getattr(layer, "normalization", None), batch_norm)]
     made_by: dict[int, keras.layers.Layer] = {}
-    kept = []  # so that no other tensor gets its id
+    kept = []  # keeps tensors alive, so that no other tensor gets the same id
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, batch_norm) and args and id(args[0]) in made_by:
@@ -186,7 +187,7 @@ def normalized(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def calls(network: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a functional model, each as often as it is called."""
+    """The layers and operations of a functional model, each as often as it is called."""
     found = []
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -198,13 +199,13 @@ def calls(network: keras.Model) -> list[keras.layers.Layer]:
 
 
 def inserted(network: keras.Model, before: Callable[[keras.layers.Layer, Any], Any]) -> keras.Model:
-    """The network with more layers in it; those that it has are shared, with their weights.
+    """The network with more layers in it. Its existing layers are shared, with their weights.
 
     Args:
-        network: a functional model, with functional or sequential models in it or not.
-        before: called with each layer and its input, a tensor or a list of them; returns the input that it gets
-            instead, the same one or what layers in between make of it. Besides layers, these are operations such as
-            those of `x + y`; of a function of several tensors, the input is the first one.
+        network: a functional model; it may contain functional and sequential models.
+        before: called with each layer and its input, a tensor or a list of tensors. Returns the layer's new input:
+            the same one, or the output of inserted layers. It is also called for operations such as `x + y`; if an
+            operation takes several tensors, the input is the first one.
     """
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +215,7 @@ def inserted(network: keras.Model, before: Callable[[keras.layers.Layer, Any], A
 
 
 def without_noise(network: keras.Model) -> keras.Model:
-    """The network without dropout and noise of its own; all other layers are shared. The same one if it has none."""
+    """The network without its dropout and noise layers; the other layers are shared. Itself if it has none of them."""
     if not any(isinstance(layer, NOISE) for layer in layers_of(network)):
         return network
     return rewired(
@@ -223,14 +224,14 @@ def without_noise(network: keras.Model) -> keras.Model:
 
 
 def rewired(model: keras.Model, call: Callable[..., Any], models: bool = False) -> keras.Model:
-    """A model of the same layers, with their weights, each called by `call(layer, *args, **kwargs)`.
+    """A new model of the same layers and weights, in which `call(layer, *args, **kwargs)` makes each call of a layer.
 
-    That goes for the layers of models in it, too, and for operations on tensors, such as those of `x + y`. With
-    `models`, it goes for those models as well.
+    `call` also gets the layers of models inside the model, and operations on tensors such as `x + y`. With `models`,
+    it also gets the models inside.
     """
 
     def graph(layer: keras.layers.Layer) -> keras.layers.Layer:
-        # A sequential model has no calls of its own to replace; Keras makes one of layers. Others are no graphs.
+        # Keras can't replace calls in a sequential model, so make it functional. Subclassed models have no graph.
         if isinstance(layer, keras.Sequential):
             layer = keras.Model(layer.inputs, layer.outputs, name=layer.name)
         return rewired(layer, call, models) if isinstance(layer, keras.Model) and hasattr(layer, "inputs") else layer
@@ -243,10 +244,9 @@ def rewired(model: keras.Model, call: Callable[..., Any], models: bool = False) 
 
 
 def shortcuts(network: keras.Model) -> dict[keras.layers.Layer, int]:
-    """The layers `Add`, from the input to the output, and which of its inputs each gets by the longest path.
+    """{`Add` layer: the index of its input with the longest path}, from the network's input to its output.
 
-    Of a layer that adds a shortcut and a residual branch, this is the residual branch, also where the shortcut is
-    projected.
+    If a layer adds a shortcut and a residual branch, this is the residual branch, even if the shortcut is projected.
     """
     lengths: dict[int, int] = {}
     found, tensors = {}, []
@@ -257,7 +257,7 @@ def shortcuts(network: keras.Model) -> dict[keras.layers.Layer, int]:
         if isinstance(layer, keras.layers.Add):
             found[layer] = into.index(max(into))
         for tensor in keras.tree.flatten(outputs):
-            tensors.append(tensor)  # so that no other one gets its id
+            tensors.append(tensor)  # keeps it alive, so that no other tensor gets the same id
             lengths[id(tensor)] = max(into) + 1
         return outputs
 

@@ -2,8 +2,8 @@
 
 Each is Keras's own, layer by layer, with global average pooling and a Dense head for the classes. Two things differ
 from `keras.applications.NAME(weights=None)`. Images are converted as the architecture's published weights expect, so
-those can be loaded (`model.weights`). And dropout of its own, which EfficientNets have, is left out: how a network is
-regularized is what params say under `reg:`.
+those can be loaded (`model.weights`). And the dropout layers of EfficientNets are left out: only `reg:` in params
+decides how a network is regularized.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from regbench import networks
 from regbench.errors import UserError
 
 MEAN, VARIANCE = (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2)
-"""Of ImageNet's red, green and blue, from 0 to 1."""
+"""Of ImageNet's red, green and blue, on a scale from 0 to 1."""
 
 
 def build(
@@ -30,8 +30,8 @@ def build(
     """Build a network of `keras.applications`: floats in, logits out.
 
     Args:
-        name: in `keras.applications`.
-        input_shape: (height, width, channels) of an image; of 1 channel, the network gets it three times.
+        name: the function's name in `keras.applications`.
+        input_shape: (height, width, channels) of an image; a single channel is repeated three times.
         num_classes: number of logits.
         width: MobileNets' multiplier of channels, `alpha`; 1.0 for all others.
         batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
@@ -71,16 +71,16 @@ def build(
     if any(_learns_statistics(layer) for layer in base.layers):
         base = _as_published(base)
     base = networks.without_noise(base)
-    # In whole precision, also where the other layers compute in half precision.
+    # In full precision, even if the other layers compute in half precision.
     logits = keras.layers.Dense(num_classes, dtype=keras.config.floatx(), name="head")(base.output)
     return keras.Model(base.inputs[0], logits, name=base.name)
 
 
 def _as_published(base: keras.Model) -> keras.Model:
-    """With ImageNet's mean and variance where EfficientNet has a layer that should learn them.
+    """Replace EfficientNet's layer that should learn mean and variance by one with ImageNet's constants.
 
-    Its published weights have the standard deviation in place of the variance, for which Keras makes up by a layer that
-    it adds for "imagenet" only (tensorflow#49930). With constants, both are right.
+    The published weights have the standard deviation in place of the variance. Keras corrects this by a further layer,
+    but only with weights="imagenet" (tensorflow#49930). With constants, published and random weights both work.
     """
     normalization = keras.layers.Normalization(mean=MEAN, variance=VARIANCE, name="imagenet")
 

@@ -1,7 +1,7 @@
-"""Operations of the layers as XLA compiles them well for a GPU: products, shifts and sums, which it fuses.
+"""The layers' operations in a form that XLA compiles well for a GPU: products, shifts and sums, which it fuses.
 
-Three things are slow there otherwise: cuDNN's depthwise convolutions, its convolution of three channels, and the
-gradients that TensorFlow takes of batch normalization. The mathematics is that of the layers.
+Without this, three things are slow on a GPU: cuDNN's depthwise convolutions, its convolution of three channels, and
+TensorFlow's gradients of batch normalization. The mathematics is that of the layers.
 """
 
 import itertools
@@ -11,10 +11,10 @@ from typing import Any
 import tensorflow as tf
 
 Padding = list[tuple[int, int]]
-"""(before, after) of rows and of columns."""
+"""[(before, after) of rows, (before, after) of columns], in pixels."""
 
 LANES = 8
-"""A matrix product is fast where its inner side is a multiple of this."""
+"""A matrix product is fast if its inner dimension is a multiple of this."""
 
 
 def same_padding(inputs: tf.Tensor, window: tuple[int, int], stride: int) -> Padding:
@@ -25,9 +25,9 @@ def same_padding(inputs: tf.Tensor, window: tuple[int, int], stride: int) -> Pad
 
 
 def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Padding) -> tf.Tensor:
-    """Depthwise convolution as the sum, over the kernel's places, of a shifted map and one weight a channel.
+    """Depthwise convolution as a sum over the kernel's positions: a shifted map times one weight per channel.
 
-    Both gradients are sums of shifted maps too. TensorFlow's own would pad and add nine maps.
+    Both gradients are sums over shifted maps too. TensorFlow's automatic gradients would pad and add nine maps.
 
     Args:
         inputs: [N, H, W, C].
@@ -48,7 +48,7 @@ def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Paddin
                 tf.reduce_sum(_whole(window) * _whole(upstream), axis=[0, 1, 2])
                 for *_, window in _windows(padded, places, stride)
             ]
-            # An input meets the kernel's places in reverse, at every stride-th place of the outputs.
+            # The inputs' gradient: the flipped kernel over the outputs' gradient, which is spread out by the stride.
             spread = _spread(upstream, stride)
             sides = ((height, rows, padding[0][0], spread.shape[1]), (width, columns, padding[1][0], spread.shape[2]))
             around = [(taps - 1 - before, max(side + before - there, 0)) for side, taps, before, there in sides]
@@ -65,7 +65,7 @@ def depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Paddin
 
 
 def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int, padding: Padding) -> tf.Tensor:
-    """Convolution as one matrix product of each window's numbers, for inputs of few channels.
+    """Convolution as one matrix product of all windows with the kernel, for inputs with few channels.
 
     Args:
         inputs: [N, H, W, C].
@@ -97,7 +97,7 @@ def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tenso
     outputs = tf.cast((whole - mean) * (inverse * gamma) + beta, x.dtype)
 
     def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple:
-        """Of x, gamma and beta; the statistics only feed moving averages, which have none."""
+        """Gradients of x, gamma and beta. The statistics only feed moving averages, so they need none."""
         upstream, normalized = _whole(upstream), (_whole(x) - mean) * inverse
         of_beta, of_gamma = tf.reduce_sum(upstream, axes), tf.reduce_sum(upstream * normalized, axes)
         of_x = (gamma * inverse) * (upstream - of_beta / count - normalized * (of_gamma / count))
@@ -107,9 +107,9 @@ def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tenso
 
 
 def _windows(maps: tf.Tensor, places: tuple[int, int], stride: int) -> Iterator[tuple[int, int, tf.Tensor]]:
-    """(row, column, the pixels that this place of a kernel meets) of maps that are padded already.
+    """Yield (row, column, the pixels under this position of the kernel) for maps that are already padded.
 
-    `places` is how many rows and columns the kernel has.
+    `places` is the kernel's (number of rows, number of columns).
     """
     height, width = (stride * ((side - taps) // stride) for side, taps in zip(maps.shape[1:3], places, strict=True))
     for row, column in itertools.product(*map(range, places)):
@@ -127,5 +127,5 @@ def _spread(maps: tf.Tensor, stride: int) -> tf.Tensor:
 
 
 def _whole(x: tf.Tensor) -> tf.Tensor:
-    """In float32 where it is in half precision."""
+    """Cast to float32 if it is in half precision."""
     return tf.cast(x, tf.float32) if x.dtype.size < 4 else x

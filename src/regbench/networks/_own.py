@@ -1,8 +1,8 @@
-"""A user's own network, `model.network: ./my_network.py:build`: import it, build it, and see that it is one.
+"""A user's own network, `model.network: ./my_network.py:build`: import it, build it, and check it.
 
-The function gets input shape and number of classes, and of the options in `model:` those that it has as arguments
-(width, batch_norm, batch_norm_momentum, zero_init_residual, synchronized). It is called once more with the same seed,
-and its network runs on noise, so that what is wrong is said before an hour of training.
+The function gets the input shape and the number of classes, and those of the options width, batch_norm,
+batch_norm_momentum, zero_init_residual and synchronized that it has arguments for. It is called twice with the same
+seed, and its network runs on noise, so that errors are reported before an hour of training.
 """
 
 import importlib.util
@@ -27,10 +27,10 @@ _imported: set[str] = set()
 
 
 def function(name: str) -> Callable[..., Any]:
-    """Import the file of `./file.py:function`, as `import` would from its folder; the function.
+    """Import the file of `./file.py:function`, as `import` would from its folder, and return the function.
 
     Raises:
-        UserError: it can't be imported; with the line that fails.
+        UserError: the file can't be imported; the message has the line that fails.
     """
     path, _ = catalogue.own(name)
     module_name = path.stem
@@ -60,7 +60,7 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
         name: `./file.py:function`.
         input_shape: (height, width, channels) of an image.
         num_classes: number of logits.
-        **options: those of `model:` in params, and `synchronized`; the function gets those that it has as arguments.
+        **options: those of `model:` in params, and `synchronized`; the function gets those it has arguments for.
 
     Returns:
         a functional `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes].
@@ -125,7 +125,7 @@ def _functional(network: Any, name: str) -> keras.Model:
 def _problems(
     network: keras.Model, again: keras.Model, input_shape: tuple[int, int, int], num_classes: int
 ) -> Iterator[str]:
-    """What is wrong with a network, in words; the first of them hides those that follow from it."""
+    """Yield what is wrong with a network, as text. Only the first is reported: the others may follow from it."""
     expected = f"float [N, {', '.join(map(str, input_shape))}]"
     shape = network.input_shape
     fits = len(shape) == 4 and all(side in (None, size) for side, size in zip(shape[1:], input_shape, strict=True))
@@ -147,14 +147,17 @@ def _problems(
             "logits"
         )
     if not network.trainable_weights:
-        yield "none of its weights is trainable; model.freeze keeps those of some layers"
+        yield "none of its weights is trainable; to freeze some layers, use model.freeze"
     yield from _penalties(network)
     for layer in (part for one in networks.layers_of(network) for part in [one, *networks.parts_of(one)]):
         kind = type(layer)
         if not kind.__module__.startswith("keras.") and not keras.saving.get_registered_object(
             keras.saving.get_registered_name(kind)
         ):
-            yield f"saved, it can't be loaded: put @keras.saving.register_keras_serializable() above {kind.__name__}"
+            yield (
+                "it can't be loaded after saving: put @keras.saving.register_keras_serializable() above "
+                f"{kind.__name__}"
+            )
     calls = Counter(id(layer) for layer in networks.calls(network))
     for layer in networks.batch_norms(network):
         if calls[id(layer)] > 1:
@@ -183,13 +186,14 @@ def _penalties(network: keras.Model) -> Iterator[str]:
 
 
 def _outputs(network: keras.Model, input_shape: tuple[int, int, int]) -> Iterator[str]:
-    """What is wrong with what a network gives for images of noise."""
+    """Yield what is wrong with a network's outputs for images of noise, as text."""
     images = np.random.default_rng(0).uniform(-1, 1, (IMAGES, *input_shape)).astype(np.float32)
     logits, again = (network(images, training=False).numpy() for _ in range(2))
     if not np.array_equal(logits, again, equal_nan=True):
         yield (
-            f"the same images give other logits each time, from {_first_that_differs(network, images)} on; a layer "
-            "should draw random numbers only if it is called with training=True"
+            "the same images give different logits each time, starting at layer "
+            f"{_first_that_differs(network, images)}; a layer should draw random numbers only if it is called with "
+            "training=True"
         )
     if not np.isfinite(logits).all():
         yield "its logits of random images between -1 and 1 are not finite"
@@ -198,18 +202,21 @@ def _outputs(network: keras.Model, input_shape: tuple[int, int, int]) -> Iterato
     try:
         copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
         copy.set_weights(network.get_weights())
-    except Exception as error:  # Keras has no error of its own for classes that it does not know, or that hold code
+    except Exception as error:  # Keras has no single error class for unknown classes and for layers that hold code
         yield (
-            f"saved, it can't be loaded ({str(error).strip().partition('. ')[0]}). Write a Lambda as a layer of your "
-            "own. It needs @keras.saving.register_keras_serializable() and a get_config with all its arguments"
+            f"it can't be loaded after saving ({str(error).strip().partition('. ')[0]}). Write a Lambda as a layer of "
+            "your own. It needs @keras.saving.register_keras_serializable() and a get_config with all its arguments"
         )
     else:
         if not np.allclose(copy(images, training=False).numpy(), logits, rtol=1e-3, atol=1e-4):
-            yield "saved and loaded, it gives other logits; a layer's get_config should return all its arguments"
+            yield (
+                "after saving and loading, it gives different logits; a layer's get_config should return all its "
+                "arguments"
+            )
 
 
 def _first_that_differs(network: keras.Model, images: np.ndarray) -> str:
-    """The name of the first layer whose outputs are others when it is called again."""
+    """The name of the first layer whose outputs differ between two calls of the network."""
     layers = [layer for layer in network.layers if isinstance(layer.output, keras.KerasTensor)]
     parts = keras.Model(network.input, [layer.output for layer in layers])
     runs = zip(layers, parts(images, training=False), parts(images, training=False), strict=True)

@@ -1,7 +1,7 @@
 """A network's weights from a file (`model.weights`): one that regbench, Keras or `keras.applications` saved.
 
-A layer takes what the file has under its name, if all shapes are the same. What is left out on either side is printed:
-the head, for example, where the file is of other classes.
+A layer takes the weights that the file has under its name, if all shapes are the same. What is left out on either side
+is printed: for example the head, if the file was trained on other classes.
 """
 
 import hashlib
@@ -19,26 +19,28 @@ from regbench import networks
 from regbench.errors import UserError
 
 Chain = tuple[str, ...]
-"""A layer's name, behind those of the layers that it is a part of."""
+"""A layer's name, preceded by the names of the layers that contain it."""
 
 
 def load(network: keras.Model, file: str, md5: str | None = None) -> None:
-    """Give a network the weights that a file has for it, and print what was left out.
+    """Load those weights of a file that fit a network, and print what was left out.
 
     Args:
-        network: built.
-        file: path of a .weights.h5, .keras or .h5 file; of the last, Keras 2's files too, of weights or whole models.
-        md5: what the file's should be; None: anything.
+        network: a built network.
+        file: path of a .weights.h5, .keras or .h5 file. An .h5 file may be Keras 2's, of weights or a whole model.
+        md5: expected MD5 of the file; None: not checked.
 
     Raises:
-        UserError: the file is missing, damaged, another one than planned, or has nothing that fits.
+        UserError: the file is missing or damaged, differs from the planned one, or has nothing that fits.
     """
     path = Path(file)
     _check(path, md5)
     try:
         saved = dict(_known(_saved(path)))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"model.weights: {file} is damaged, or no file of weights that Keras saved ({error})") from None
+        raise UserError(
+            f"model.weights: {file} is damaged, or is not a weights file saved by Keras ({error})"
+        ) from None
     layers = dict(_known(part for layer in networks.layers_of(network) for part in _parts(layer)))
     pairs = list(_pairs(layers, saved))
     fitting = [(ours, theirs) for ours, theirs in pairs if _shapes(layers[ours]) == _shapes(saved[theirs])]
@@ -65,7 +67,7 @@ def _check(path: Path, md5: str | None) -> None:
         found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 and found != md5:
         raise UserError(
-            f"model.weights: {path} is another file than the run was planned with. If DVC tracks it, `dvc checkout "
+            f"model.weights: {path} is not the file that the run was planned with. If DVC tracks it, `dvc checkout "
             f"{path}` brings that one back, and `dvc add {path}` takes the new one; then run `dvc repro`"
         )
 
@@ -92,35 +94,38 @@ def _saved(path: Path) -> Iterator[tuple[Chain, list[np.ndarray]]]:
             yield from _layers(opened)
         return
     with h5py.File(path) as opened:
-        group = opened.get("model_weights", opened)  # of a file that holds the model as well
+        group = opened.get("model_weights", opened)  # in a file that also holds the model
         yield from _legacy(group) if _texts(group, "layer_names") else _layers(opened)
 
 
 def _layers(group: h5py.Group, within: Chain = (), folder: str = "") -> Iterator[tuple[Chain, list[np.ndarray]]]:
-    """Of Keras 3's groups: a layer's has weights in `vars`, numbered, and a group for each attribute with layers."""
+    """Read Keras 3's groups: a layer's has numbered weights in `vars`, and a group for each attribute with layers."""
     if "vars" in group:
         values = group["vars"]
         within = (*within, str(values.attrs.get("name", folder)))
         yield within, [np.asarray(values[number]) for number in sorted(values, key=int)]
     for name, inside in group.items():
         if name != "vars" and isinstance(inside, h5py.Group):
-            # A model's layers are in `layers`; the model's name is of no interest.
+            # A model's layers are in `layers`; the model's own name is not used.
             yield from _layers(inside, () if name == "layers" else within, name)
 
 
 def _legacy(group: h5py.Group) -> Iterator[tuple[Chain, list[np.ndarray]]]:
-    """Of Keras 2's groups: one a layer; one of a model or of a layer made of others has all weights, PART/kernel:0."""
+    """Read Keras 2's groups, one for each layer.
+
+    If a layer or a model contains others, its group has the weights of all of them, as PART/kernel:0.
+    """
     for layer in _texts(group, "layer_names"):
         weights: dict[str, list[np.ndarray]] = {}
         for name in _texts(group[layer], "weight_names"):
             weights.setdefault(name.rpartition("/")[0], []).append(np.asarray(group[layer][name]))
         for owner, values in weights.items():
-            # Old files name a layer's weights otherwise than the layer.
+            # In old files, the names of a layer's weights may not begin with the layer's name.
             yield tuple(owner.split("/")) if len(weights) > 1 else (layer,), values
 
 
 def _texts(group: h5py.Group, name: str) -> list[str]:
-    """A list of texts in a group's attributes; a long one is in pieces, NAME0, NAME1, …"""
+    """A list of texts in a group's attributes; a long list is split into NAME0, NAME1, …"""
     pieces = [key for key in group.attrs if re.fullmatch(rf"{name}\d*", key)]
     pieces.sort(key=lambda key: int(key.removeprefix(name) or 0))
     return [text.decode() if isinstance(text, bytes) else str(text) for key in pieces for text in group.attrs[key]]
@@ -132,8 +137,8 @@ def _texts(group: h5py.Group, name: str) -> list[str]:
 def _known(layers: Iterable[tuple[Chain, list]]) -> Iterator[tuple[Chain, list]]:
     """Layers with weights, under names that are the same in other processes.
 
-    Names that Keras makes up, such as conv2d_7, count on from whatever was built before. The k-th of n becomes
-    conv2d#k/n, so these are taken in their order, and only where both sides have as many.
+    Keras generates names such as conv2d_7, whose number depends on what the process built before. The k-th of n becomes
+    conv2d#k/n. So such layers are matched in order, and only if both sides have the same number of them.
     """
     layers = [(chain, weights) for chain, weights in layers if weights]
     numbers: dict[str, set[int]] = {}
@@ -152,18 +157,18 @@ def _known(layers: Iterable[tuple[Chain, list]]) -> Iterator[tuple[Chain, list]]
 
 
 def _snake_case(name: str) -> str:
-    """As Keras writes the name of a class in that of a layer."""
+    """A class name as Keras writes it in layer names: BatchNormalization → batch_normalization."""
     return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()
 
 
 MADE_UP = re.compile(
     f"({'|'.join(_snake_case(name) for name in vars(keras.layers) if name[0].isupper())})(?:_([0-9]+))?"
 )
-"""A name that Keras gives a layer of its own: its class, and a number from the second on."""
+"""A layer name that Keras generates: the class and, from the second layer on, a number."""
 
 
 def _pairs(layers: dict[Chain, list], saved: dict[Chain, list]) -> Iterator[tuple[Chain, Chain]]:
-    """(layer of the network, layer of the file) of the same name: the whole chain, or its end where that is clear."""
+    """Yield (layer of the network, layer of the file) with equal chains, or with equal last names that are unique."""
     yield from ((chain, chain) for chain in layers if chain in saved)
     left = [[chain for chain in one if chain not in other] for one, other in ((layers, saved), (saved, layers))]
     once = [{chain[-1]: chain for chain in chains} for chains in left]

@@ -1,4 +1,4 @@
-"""Copies of a network: in layers of Keras's own, and in the faster ones of `networks.layers`."""
+"""Copies of a network: in Keras's own layers, and in the faster ones of `networks.layers`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,23 +9,23 @@ from regbench.networks import layers
 
 
 def plain(model: keras.Model) -> keras.Model:
-    """Copy a model into layers of Keras itself, which load wherever Keras is, without regbench.
+    """Copy a model into Keras's own layers, so that it loads without regbench.
 
     Regularizers, constraints, loss and optimizer are left out, and so is batch normalization over all replicas: only
     training needs them. An `ExpandConv2D` becomes three layers, NAME, NAME_bn and NAME_relu6; every other layer keeps
-    its name. In inference the copy gives the same outputs, but for rounding.
+    its name. In inference the copy gives the same outputs, up to rounding.
 
     Args:
-        model: functional or sequential, of any layers; models in it as well.
+        model: functional or sequential, with any layers, and possibly models, in it.
     """
     return _copy(model, _plain)
 
 
 def fast(model: keras.Model) -> keras.Model:
-    """Copy a model into the layers of `networks.layers` wherever one computes the same, which is faster on a CPU.
+    """Copy a model, and replace layers by those of `networks.layers` that compute the same faster on a CPU.
 
     Args:
-        model: functional or sequential, of any layers; models in it as well.
+        model: functional or sequential, with any layers, and possibly models, in it.
     """
     return _copy(model, _fast)
 
@@ -59,7 +59,8 @@ def _copy(model: keras.Model, versions: Callable[[keras.layers.Layer], list[kera
     """Copy a model and its weights.
 
     Args:
-        versions: from a layer to new ones that do one after another what it does and have the same weights.
+        versions: gives the new layers that replace a layer. Called one after another, they compute the same; together
+            they have the same weights, in the same order.
     """
     copies: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
     following: dict[keras.layers.Layer, list[keras.layers.Layer]] = {}
@@ -67,7 +68,7 @@ def _copy(model: keras.Model, versions: Callable[[keras.layers.Layer], list[kera
     def graph(model: keras.Model) -> keras.Model:
         sequential = isinstance(model, keras.Sequential)
         ends = (model.inputs, model.outputs) if sequential else (model.input, model.output)
-        # Of Keras's own class and not compiled, whatever the original is.
+        # A plain `keras.Model`, not compiled, whatever class the original has.
         bare = keras.Model(*ends, name=model.name)
         return keras.models.clone_model(bare, clone_function=copied, call_function=call)
 

@@ -1,9 +1,9 @@
 """Exact, faster versions of the layers that networks are made of.
 
-Each is a subclass of the Keras layer it stands for, with the same arguments, weights and initial values and the same
-mathematics, so models, penalties and checkpoints need not know the difference. Only the TensorFlow operations differ;
-`benchmarks/` has the gain. What a layer does not compute itself it hands to Keras's own code, or refuses when it is
-made. All are for data_format "channels_last", whatever the user's keras.json says.
+Each is a subclass of the Keras layer it replaces, with the same arguments, weights, initial values and mathematics, so
+models, penalties and checkpoints need not know the difference. Only the TensorFlow operations differ; `benchmarks/` has
+the speedup. In cases that a layer does not cover, it uses Keras's own code, or raises an error when it is made. All use
+data_format "channels_last", whatever the user's keras.json says.
 
 `for_xla` switches layers to operations that XLA compiles well for a GPU (`_compiled`).
 """
@@ -23,7 +23,7 @@ class PointwiseConv2D(keras.layers.Conv2D):
     """1×1 convolution, computed as a matrix product on the channel axis.
 
     Equals `keras.layers.Conv2D(filters, 1)`. On a CPU, TensorFlow's matrix product is faster than its general
-    convolution, most of all in the two gradients.
+    convolution, especially in the two gradients.
 
     Args:
         filters: number of output channels.
@@ -60,11 +60,11 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="regbench")
 class StemConv2D(keras.layers.Conv2D):
-    """Convolution of an image's few channels.
+    """Convolution for the few channels of an image.
 
-    Equals `keras.layers.Conv2D`. Compiled by XLA, up to `FEW` channels are convolved as a matrix product; all else is
-    Keras's own code. cuDNN is slow for three channels: its kernel's gradient took 8.6 of a step's 22 ms (224 pixels,
-    batch 64, NVIDIA H200).
+    Equals `keras.layers.Conv2D`. Under XLA, inputs of up to `FEW` channels are convolved as a matrix product; all other
+    cases use Keras's own code. cuDNN is slow for three channels: the kernel's gradient took 8.6 of the 22 ms of a step
+    (224 pixels, batch 64, NVIDIA H200).
 
     Args:
         **kwargs: as for `keras.layers.Conv2D`, without `groups` and dilation.
@@ -95,15 +95,16 @@ class StemConv2D(keras.layers.Conv2D):
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis of [N, H, W, C], by TensorFlow's fused operation.
 
-    Equals `keras.layers.BatchNormalization()`, moving averages included. Keras composes it of some ten elementwise
-    operations; the fused one reads the batch twice forward and twice backward, and updates the averages as well. Its
-    variance is the unbiased one, n / (n - 1) times what Keras averages, so the moving variance is scaled before and
-    after. In inference a product and a sum are faster.
+    Equals `keras.layers.BatchNormalization()`, moving averages included. Keras uses about ten elementwise operations.
+    The fused operation reads the batch twice forward and twice backward, and also updates the averages. It averages the
+    unbiased variance, n / (n - 1) times the one that Keras averages, so the moving variance is scaled before and after.
+    In inference a product and a sum are faster.
 
-    Compiled by XLA, it is `_compiled.normalize` in training.
+    In training under XLA it uses `_compiled.normalize`.
 
     Keras's own code is used for a mask, `renorm`, `synchronized`, another axis, `center` or `scale` switched off,
-    inputs that are not maps, and, unless XLA compiles it, double precision.
+    inputs that are not maps or not in the compute dtype, double precision (except in training under XLA), and half
+    precision in inference under XLA.
 
     Args:
         **kwargs: as for `keras.layers.BatchNormalization`.
@@ -113,7 +114,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Whether it is compiled by XLA (`for_xla`)."""
 
     averages = True
-    """Whether a call in training updates the moving averages; false where nobody is going to read them."""
+    """Whether a call in training updates the moving averages; false if nothing will read them."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         usual = self.center and self.scale and not self.renorm and not self.synchronized and self.axis in (-1, 3)
@@ -155,7 +156,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def update_averages(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
-        """Move the moving averages towards a batch's mean and biased variance, both [C], where they are kept."""
+        """Update the moving averages with a batch's mean and biased variance, both [C]; only if `averages` is true."""
         if self.averages:
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
@@ -166,8 +167,8 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """3×3 depthwise convolution that is fast on small maps.
 
     Equals `keras.layers.DepthwiseConv2D(3)`. On a CPU, TensorFlow's gradients for "same" padding are slow on maps of up
-    to 4 pixels; at images of 32 pixels, ten of the network's seventeen maps are 2×2 or 1×1. The kernel's gradient is
-    three times as fast with the same padding given in numbers, and a map of 1×1 meets the kernel's centre only.
+    to 4 pixels. With images of 32×32 pixels, ten of the seventeen maps in MobileNetV2 are 2×2 or 1×1. The kernel's
+    gradient is three times as fast if the same padding is given as numbers; a 1×1 map needs only the kernel's centre.
 
     Args:
         **kwargs: as for `keras.layers.DepthwiseConv2D`, without `kernel_size`, depth multiplier and dilation.
@@ -205,10 +206,10 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 
 def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """3×3 depthwise convolution with "same" padding, which the kernel's gradient is given in numbers.
+    """3×3 depthwise convolution with "same" padding; the kernel's gradient gets the padding as numbers.
 
-    The forward operation is not: with oneDNN, TensorFlow fuses it with the bias that follows, forgets the numbers and
-    ends the process.
+    The forward operation does not: with oneDNN, TensorFlow would fuse it with the bias that follows, lose the numbers
+    and abort the process.
     """
     strides = [1, stride, stride, 1]
     rows, columns = compiled.same_padding(inputs, (3, 3), stride)
@@ -240,18 +241,18 @@ class ExpandConv2D(PointwiseConv2D):
     """The expansion of a bottleneck in one layer: 1×1 convolution, batch normalization, ReLU6.
 
     Equals `keras.layers.Conv2D(filters, 1, use_bias=False)`, `BatchNormalization()` and `ReLU(6)` one after the other.
-    An expansion has few inputs X [n, C] and many outputs Y = X·W [n, F], and batch normalization is linear in Y but for
-    its statistics, which follow from those of X:
+    An expansion has few inputs X [n, C] and many outputs Y = X·W [n, F]. Apart from its statistics, batch normalization
+    is linear in Y, and the statistics of Y follow from those of X:
 
         mean(Y) = mean(X)·W        var(Y) = diag(Wᵀ·cov(X)·W)
 
-    So Y is never read to be normalized: gamma / √(var + epsilon) scales W before the product. Backward it is the same:
-    with P = Xᵀ·dZ, Σ dZ·Y = diag(Wᵀ·P), and both gradients follow from P, cov(X) and W. Besides products of matrices,
-    the large maps are passed over once forward, by ReLU6, and twice backward. X is centred first, so a mean far from 0
-    costs no digits. Where a filter's inputs nearly cancel each other out, so that Y is a thousandth of X, var(Y) has
-    fewer right digits than Keras's.
+    So normalizing does not read Y: gamma / √(var + epsilon) scales W before the product. The backward pass is similar:
+    with P = Xᵀ·dZ, Σ dZ·Y = diag(Wᵀ·P), and both gradients follow from P, cov(X) and W. Besides matrix products, there
+    is one pass over the large maps forward, by ReLU6, and two backward. X is centred first, so a mean far from 0 costs
+    no precision. If a filter's inputs nearly cancel each other out, so that Y is a thousandth of X, var(Y) is less
+    precise than Keras's.
 
-    That pays while a map has many more pixels than channels; else the three steps are done one by one.
+    This is faster if a map has more pixels than a quarter of its channels; else the three steps are done one by one.
 
     Args:
         filters: number of output channels.
@@ -285,7 +286,7 @@ class ExpandConv2D(PointwiseConv2D):
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         norm = self.normalization
         height, width, channels = inputs.shape[1:]
-        # The extra products cost in proportion to channels², what they save in proportion to pixels.
+        # The cost of the extra products grows with channels², what they save grows with pixels.
         pays = height is not None and width is not None and 4 * height * width > channels
         if not pays or norm.synchronized or norm.xla or self.compute_dtype not in ("float32", "float64"):
             return tf.nn.relu6(norm(self.product(inputs), training=training))
@@ -314,14 +315,14 @@ def _expand(x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, 
     centred = x - mean
     # cov(X)·W, [C, F]
     moments = tf.matmul(tf.matmul(centred, centred, transpose_a=True) / count, kernel)
-    # Rounding could make it negative where channels cancel each other out.
+    # Rounding could make the variance negative if channels cancel each other out.
     variance = tf.maximum(tf.reduce_sum(kernel * moments, axis=0), 0)
     inverse = tf.math.rsqrt(variance + epsilon)
     scaled = kernel * (gamma * inverse)
     outputs = tf.nn.relu6(tf.nn.bias_add(tf.matmul(centred, scaled), beta))
 
     def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple:
-        """Of x, kernel, gamma and beta; the statistics only feed moving averages, which have none."""
+        """Gradients of x, kernel, gamma and beta. The statistics only feed moving averages, so they need none."""
         upstream = tf.raw_ops.Relu6Grad(gradients=upstream, features=outputs)
         product = tf.matmul(centred, upstream, transpose_a=True)
         d_beta = tf.raw_ops.BiasAddGrad(out_backprop=upstream)
@@ -339,14 +340,14 @@ def _expand(x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, 
 
 
 def for_xla(layers: Iterable[keras.layers.Layer], xla: bool = True) -> None:
-    """Let layers compute what XLA fuses best, or what is fastest without XLA; the mathematics is the same."""
+    """Switch layers to the operations that are fastest with XLA, or without it; the mathematics is the same."""
     for part in _switched(layers):
         part.xla = xla
 
 
 @contextlib.contextmanager
 def not_for_xla(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
-    """Let layers compute what is fastest without XLA while a function is traced that XLA does not compile."""
+    """Switch layers to operations for use without XLA, while a function that XLA does not compile is traced."""
     before = [(part, part.xla) for part in _switched(layers)]
     for part, _ in before:
         part.xla = False
@@ -358,7 +359,7 @@ def not_for_xla(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
 
 
 def _switched(layers: Iterable[keras.layers.Layer]) -> Iterator[keras.layers.Layer]:
-    """Those of the layers, and of the normalizations in them, that have a way for XLA."""
+    """Yield those of the layers, and of the normalizations in them, that have operations for XLA."""
     for layer in layers:
         for part in (layer, getattr(layer, "normalization", layer)):
             if isinstance(part, (StemConv2D, BatchNormalization, DepthwiseConv2D)):
@@ -389,7 +390,7 @@ def _as_map(matrix: tf.Tensor, like: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _with_fixed(layer: keras.layers.Layer, given: dict) -> dict:
-    """The arguments given to a layer and those in its `FIXED`; a ValueError where they contradict each other."""
+    """The arguments given to a layer, and those in its `FIXED`; raises a ValueError if they contradict each other."""
     for key, value in layer.FIXED.items():
         if given.get(key) not in (None, value, (value, value), [value, value]):
             raise ValueError(

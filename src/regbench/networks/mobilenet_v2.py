@@ -31,17 +31,18 @@ def build(
 ) -> keras.Model:
     """Build the network: floats in, logits out.
 
-    No convolution has a bias; each is followed by batch normalization. With equal weights its inference equals
-    that of `keras.applications.MobileNetV2` wherever every stride-2 block meets an even map, so for sides that
-    32 divides; at odd maps this one pads bottom and right only, as the article does.
+    No convolution has a bias; each is followed by batch normalization. With equal weights, inference equals that
+    of `keras.applications.MobileNetV2` if every stride-2 block gets a map with even sides, so for image sides that
+    are multiples of 32. Odd maps are padded only at the bottom and on the right here, as in the article.
 
     With `batch_norm=False` each convolution has a bias instead, and initial weights that keep the variance of its
-    input (K. He et al., 2015, arXiv 1502.01852): with Keras's own, the signal fades out over 50 layers.
+    input (K. He et al., 2015, arXiv 1502.01852): with Keras's default ones, the signal fades out over 50 layers.
 
     Args:
         input_shape: (height, width, channels) of an image.
         num_classes: number of logits.
-        width: multiplier of every layer's channels, rounded to a multiple of 8; 1.0 is the article's.
+        width: multiplier of every layer's channels, which are rounded to a multiple of 8; 1.0 is the article's.
+            The last convolution has at least 1280 channels.
         batch_norm: whether batch normalization follows each convolution.
         batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
         zero_init_residual: whether the last batch normalization of each block with a shortcut starts with a scale of
@@ -55,7 +56,7 @@ def build(
     def initializer(gain: float, taps: int | None = None) -> str | keras.Initializer:
         if batch_norm:
             return "glorot_uniform"
-        if taps:  # Keras would count a depthwise filter's inputs over all channels
+        if taps:  # a depthwise filter has `taps` inputs; Keras would count those of all channels
             return keras.initializers.RandomNormal(stddev=(gain / taps) ** 0.5)
         return keras.initializers.VarianceScaling(gain, "fan_in", "truncated_normal")
 
@@ -77,7 +78,7 @@ def build(
         return ExpandConv2D(filters, **normalization, name=name)(x)
 
     def depthwise(x: keras.KerasTensor, stride: int, name: str) -> keras.KerasTensor:
-        # The article pads bottom and right by 1 and takes "valid" at stride 2: on an even map that is what "same" does.
+        # At stride 2 the article pads bottom and right by 1 and uses "valid". On an even map, "same" does just that.
         padding = "same"
         if stride == 2 and any(side % 2 for side in x.shape[1:3]):
             x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
@@ -110,12 +111,12 @@ def build(
     # As in the paper and keras.applications, the last layer never shrinks below 1280.
     x = expand(x, _scaled(1280, max(width, 1.0)), "top")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    # In whole precision, also where the other layers compute in half precision.
+    # In full precision, even if the other layers compute in half precision.
     logits = keras.layers.Dense(num_classes, dtype=keras.config.floatx(), name="head")(x)
     return keras.Model(inputs, logits, name="mobilenet_v2")
 
 
 def _scaled(channels: int, width: float) -> int:
-    """Channels times width, to the nearest multiple of 8, not below 8 and not more than a tenth too few."""
+    """Channels times width, rounded to a multiple of 8; at least 8, and at least nine tenths of the exact value."""
     scaled = max(8, int(channels * width + 4) // 8 * 8)
     return scaled + 8 if scaled < 0.9 * channels * width else scaled

@@ -34,8 +34,8 @@ def build(
         width: multiplier of every layer's channels; 1.0 is the paper's.
         batch_norm: whether batch normalization follows each convolution; else each has a bias.
         batch_norm_momentum: share of the old value in each update of batch normalization's moving averages.
-        zero_init_residual: whether the last layer of each block starts at 0, the scale of batch normalization or
-            without it the kernel, so that the block starts as its shortcut.
+        zero_init_residual: whether the last layer of each block starts at 0 (the scale of batch normalization or,
+            without it, the kernel), so that the block starts as its shortcut.
         synchronized: whether batch normalization takes its statistics over all replicas of a `tf.distribute` strategy.
 
     Returns:
@@ -60,7 +60,7 @@ def build(
         if stride != 1:
             x = keras.layers.AveragePooling2D(1, stride, data_format="channels_last", name=f"{name}_pixels")(x)
         if added:
-            # ZeroPadding2D pads the two axes in the middle: channels change places with the width.
+            # ZeroPadding2D pads only the two axes in the middle, so channels and width are swapped and swapped back.
             x = keras.layers.Permute((1, 3, 2), name=f"{name}_channels")(x)
             padding = ((0, 0), (added // 2, added - added // 2))
             x = keras.layers.ZeroPadding2D(padding, data_format="channels_last", name=f"{name}_zeros")(x)
@@ -78,6 +78,6 @@ def build(
             x = keras.layers.Add(name=f"{name}_add")([shortcut(x, filters, stride, name), y])
             x = activate(x, name)
     x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="pool")(x)
-    # In whole precision, also where the other layers compute in half precision.
+    # In full precision, even if the other layers compute in half precision.
     logits = keras.layers.Dense(num_classes, dtype=keras.config.floatx(), name="head")(x)
     return keras.Model(inputs, logits, name="resnet20")

@@ -23,7 +23,8 @@ def build(
 ) -> keras.Model:
     """Build the network: floats in, logits out.
 
-    Args: as for `mobilenet_v2.build`; there are no residual branches, so `zero_init_residual` changes nothing.
+    Args: as for `mobilenet_v2.build`, but channels are rounded to whole numbers, at least 4. There are no residual
+        branches, so `zero_init_residual` changes nothing.
 
     Returns:
         `keras.Model`, float [N, height, width, channels] → float32 logits [N, num_classes].

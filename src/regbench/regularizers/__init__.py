@@ -1,32 +1,34 @@
-"""The kinds of regularizer: a file each, found by its name under `reg:` in params.yaml.
+"""The kinds of regularizer: one file for each, found by the kind's name under `reg:` in params.yaml.
 
-A file's docstring says formula, source and what to expect. `SCOPE` says which weights the kind covers where params do
-not; None: it does not act on weights. `HIGHEST` is the highest strength it takes, `WHOLE` says that it takes whole
-numbers only, and `EXCLUDES` names the kinds it can't be combined with. Combined kinds act in ascending `ORDER`, 0 by
-default, whatever the order in params. Its functions say where it acts. On the weights that it covers:
+A file's docstring gives formula, source and what to expect. `SCOPE` says which weights the kind covers unless params
+say otherwise; None means that it does not act on weights. `HIGHEST` is the highest strength it takes, `WHOLE` says that
+it takes whole numbers only, and `EXCLUDES` names the kinds it can't be combined with. Combined kinds act in ascending
+`ORDER`, 0 by default, whatever their order in params. The file's functions say where the kind acts. On the weights that
+it covers:
 
     penalty(weight)                              → scalar that is added to the loss, at a strength of 1
     before_step(weight, strength, learning_rate) → the weight before the gradient's step
     after_step(weight, strength, learning_rate)  → the weight after it
 
-A kind may remember something of a weight from step to step. Its penalty is then `penalty(weight, memory)`, and
+A kind may remember a tensor for a weight from step to step. Its penalty is then `penalty(weight, memory)`, and
 
-    remember(weight, memory)                     → what is remembered after a step, a tensor; memory is what was before
-                                                   it, and None before the first; None: nothing of this weight
+    remember(weight, memory)                     → the tensor to remember after a step, or None to remember nothing for
+                                                   this weight; memory is the tensor so far, None at first
 
-On the whole of a training, `strength` being that of params:
+On a whole training, with `strength` from params:
 
-    in_network(network, strength)           → the network with layers that act in training only; it shares the others
+    in_network(network, strength)           → the network with added layers that act in training only; it shares all
+                                              other layers
     on_batch(strength)                      → a Keras layer, {"images": float [B, H, W, C], 0 to 255, "labels": float
                                               [B, K], one-hot} → the same
     optimizer(strength)                     → arguments of `keras.optimizers.SGD`
-    climb(weights, gradients, strength)     → what is added to the weights before the gradient of a step is taken there
-    stops(history, strength)                → whether training ends after these rows of history; the best row's weights,
-                                              by validation cross-entropy, are kept
+    climb(weights, gradients, strength)     → offsets; the gradient of the step is taken at weights + offsets
+    stops(history, strength)                → whether training ends after these rows of history; the weights of the row
+                                              with the lowest validation cross-entropy are kept
 
-Several kinds of one line act in the order of their `ORDER`, then of their names. Random numbers are drawn by Keras's
-own layers. `training.model` sets their states before each step, so that they are a function of (seed, step). A strength
-of 0 is the same as no regularizer.
+Several kinds of one line act by ascending `ORDER`, and by name where it is equal. Keras's generators draw the random
+numbers. `training.model` sets their states before each step, so that the numbers are a function of (seed, step). A
+strength of 0 is the same as no regularizer.
 """
 
 import importlib
@@ -41,10 +43,10 @@ from regbench import networks, params
 
 @keras.saving.register_keras_serializable(package="regbench")
 class Regularizer(keras.Regularizer):
-    """All that a line under `reg:` does to one weight.
+    """What a line under `reg:` does to one weight.
 
-    Called, it is the sum of its penalties, as any `keras.Regularizer`. `training.optimizer.SGD` calls `before_step` and
-    `after_step`.
+    A call returns the sum of the penalties, as with any `keras.Regularizer`. `training.optimizer.SGD` makes it act
+    before and after each step (`apply`).
 
     Args:
         strengths: {kind: strength}.
@@ -71,23 +73,23 @@ class Regularizer(keras.Regularizer):
         return self.kinds[kind].penalty(weight, *memory)
 
     def acts(self, moment: str) -> bool:
-        """Whether it changes the weight `before_step` or `after_step`."""
+        """Whether any kind changes the weight at this moment, "before_step" or "after_step"."""
         return bool(self.having(moment))
 
     def apply(self, moment: str, weight: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-        """The weight after all kinds have acted `before_step` or `after_step`."""
+        """The weight after all kinds have acted at this moment, "before_step" or "after_step"."""
         for kind, found in self.having(moment):
             weight = getattr(found, moment)(weight, self.strengths[kind], learning_rate)
         return weight
 
     def start_memories(self, weight: tf.Tensor) -> None:
-        """Make a variable of all that its kinds remember of the weight from step to step."""
+        """Make a variable for each kind that remembers something about the weight from step to step."""
         for kind, found in self.having("remember"):
             if (value := found.remember(tf.convert_to_tensor(weight), None)) is not None:
                 self.memories[kind] = keras.Variable(value, trainable=False, name=kind)
 
     def remember(self, weight: tf.Tensor) -> None:
-        """Let its kinds remember the weight as a step has left it."""
+        """Update what the kinds remember, after a step has changed the weight."""
         for kind, memory in self.memories.items():
             memory.assign(self.kinds[kind].remember(tf.convert_to_tensor(weight), tf.convert_to_tensor(memory)))
 
@@ -107,26 +109,26 @@ def _kind(name: str) -> ModuleType:
 
 
 def acting(line: params.Regularizer, function: str) -> list[tuple[Callable, float]]:
-    """The functions of this name of the kinds that a line under `reg:` has, each with its strength, by `ORDER`."""
+    """(function, strength) of each kind of a line under `reg:` that has a function of this name, by `ORDER`."""
     kinds = [(_kind(term.kind), term.strength) for term in line.active.values()]
     kinds.sort(key=lambda found: getattr(found[0], "ORDER", 0))
     return [(getattr(kind, function), strength) for kind, strength in kinds if hasattr(kind, function)]
 
 
 def filter_axes(weight: tf.Tensor) -> list[int]:
-    """The axes of a kernel along which one filter extends, all that feeds one output; of a bias none.
+    """The axes of a kernel along which one filter extends; empty for a bias. A filter is all weights of one output.
 
-    A kernel [h, w, C, 1] is taken for that of a depthwise convolution, with a filter a channel.
+    A kernel [h, w, C, 1] counts as that of a depthwise convolution, with one filter for each channel.
     """
     depthwise = len(weight.shape) == 4 and weight.shape[-1] == 1
     return [0, 1, 3] if depthwise else list(range(len(weight.shape) - 1))
 
 
 def attach(model: keras.Model, line: params.Regularizer) -> None:
-    """Set `regularizer` of every weight of a model that a line under `reg:` covers, and of no other.
+    """Set `regularizer` of every weight of a model that a line under `reg:` covers, and set it to None for all others.
 
-    Covered are kernels, and of the head, the last Dense layer, the bias too, as in the article. Batch normalization's
-    scale and offset and the convolutions' biases are never covered, nor are weights that are frozen.
+    A line can cover kernels and, as in the article, the bias of the head, which is the last Dense layer. It never
+    covers batch normalization's scale and offset, the convolutions' biases and frozen weights.
 
     Args:
         model: a `keras.Model`, built.
@@ -154,7 +156,7 @@ def attach(model: keras.Model, line: params.Regularizer) -> None:
 
 
 def penalties(weights: Iterable[keras.Variable]) -> list[tf.Tensor]:
-    """What the penalties of weights add to the loss: one scalar for each kind and strength, in fewer operations."""
+    """The penalties of weights, to add to the loss: one scalar for each kind and strength, to need fewer operations."""
     covered: dict[tuple[str, float], list[tf.Tensor]] = {}
     for weight in weights:
         if isinstance(weight.regularizer, Regularizer):
@@ -165,6 +167,6 @@ def penalties(weights: Iterable[keras.Variable]) -> list[tf.Tensor]:
 
 
 def memories(weights: Iterable[keras.Variable]) -> list[keras.Variable]:
-    """What is remembered of weights from step to step: a part of a training's state."""
+    """The variables that kinds remember for these weights from step to step. They are part of a training's state."""
     held = [weight.regularizer for weight in weights if isinstance(weight.regularizer, Regularizer)]
     return [memory for regularizer in held for memory in regularizer.memories.values()]

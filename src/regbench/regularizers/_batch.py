@@ -1,4 +1,4 @@
-"""What the kinds that act on a batch of images have in common."""
+"""Code that the kinds that act on a batch of images share."""
 
 import keras
 import tensorflow as tf
@@ -8,9 +8,9 @@ Batch = dict[str, tf.Tensor]
 
 
 class Layer(keras.layers.Layer):
-    """A Keras layer from a batch to a batch, with a strength and a source of random numbers.
+    """A Keras layer that maps a batch to a batch, with a strength and a source of random numbers.
 
-    It computes in float32 under any policy: bfloat16 has 8 bits for a share.
+    It computes in float32 under any dtype policy: a share would have only 8 significant bits in bfloat16.
     """
 
     def __init__(self, strength: float):
@@ -19,7 +19,7 @@ class Layer(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(0)
 
     def uniform(self, *shape: int | tf.Tensor) -> tf.Tensor:
-        """Numbers from 0, below 1, others at each call."""
+        """Uniform random numbers in [0, 1), new ones at each call."""
         return keras.random.uniform(shape, seed=self.random)
 
 
@@ -31,11 +31,12 @@ def mix_labels(labels: tf.Tensor, others: tf.Tensor, share: tf.Tensor) -> tf.Ten
 def shares(layer: Layer, count: int | tf.Tensor) -> tf.Tensor:
     """Draw `count` numbers from Beta(strength, strength), for strengths up to 1.
 
-    By Jöhnk's method: u and v are powers 1 / strength of uniform numbers. If u + v is at most 1, the number is
-    u / (u + v). Half of the pairs or more will do, so that all of 32 fail once in 4 billion times at most.
+    By Jöhnk's method: u and v are uniform numbers to the power of 1 / strength. A pair is accepted if u + v is at most
+    1; the number is then u / (u + v). At least half of the pairs are accepted, so all of 32 pairs fail at most once in
+    4 billion times.
 
-    `keras.random.beta` draws two gamma variates. XLA can't do that, and both may be 0 at a low strength: at 0.01 every
-    sixth number is ½, which should be 0 or 1.
+    `keras.random.beta` draws two gamma variates. XLA can't do that. And at a low strength both may be 0: at 0.01 every
+    sixth number is ½ but should be 0 or 1.
 
     Source: M. D. Jöhnk, "Erzeugung von betaverteilten und gammaverteilten Zufallszahlen", 1964.
     """
@@ -46,7 +47,7 @@ def shares(layer: Layer, count: int | tf.Tensor) -> tf.Tensor:
 
 
 def rectangles(top: tf.Tensor, bottom: tf.Tensor, left: tf.Tensor, right: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-    """Which pixels of each image lie in its rectangle: bool [B, H, W, 1]; corners [B], bottom and right outside."""
+    """Which pixels of each image lie in its rectangle: bool [B, H, W, 1]; edges [B], bottom and right exclusive."""
 
     def between(low: tf.Tensor, high: tf.Tensor, length: int) -> tf.Tensor:
         places = tf.range(length, dtype=low.dtype)

@@ -1,14 +1,14 @@
 """Pastes a rectangle of another image into each one, its area from Beta(strength, strength): CutMix.
 
-At 1 all areas are equally likely. The other image is one of the same batch. A rectangle's middle lies anywhere in the
-image, and what sticks out is cut off. Targets are mixed in the shares of the pixels.
+At strength 1 all areas are equally likely. The other image is one of the same batch. A rectangle's middle lies anywhere
+in the image, and what sticks out is cut off. Targets are mixed in proportion to the number of pixels of each image.
 
 Source: S. Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019,
 arXiv 1905.04899.
-Usual strengths: 0.5 to 1. At low ones a rectangle is tiny or nearly the whole image.
+Usual strengths: 0.5 to 1. At low strengths a rectangle is tiny or nearly the whole image.
 PyTorch: `torchvision.transforms.v2.CutMix(alpha=strength)`, which draws one rectangle for a batch. timm: `--cutmix
 strength --mixup-mode elem`. `keras.layers.CutMix` draws its strength anew for each batch, its rectangles never stick
-out, and its targets go by their area before it is cut into pixels.
+out, and it mixes targets by a rectangle's area before rounding to whole pixels.
 """
 
 import keras
@@ -22,7 +22,7 @@ ORDER = 4
 
 
 class CutMix(_batch.Layer):
-    """A rectangle, and another image, for each image of a batch."""
+    """Pastes a rectangle of another image into each image of a batch."""
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:
         images, labels = batch["images"], batch["labels"]

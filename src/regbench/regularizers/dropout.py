@@ -17,6 +17,6 @@ HIGHEST = 0.99
 
 def in_network(network: keras.Model, strength: float) -> keras.Model:
     """Keras's Dropout before the last Dense layer."""
-    *_, (head, _) = networks.kernels(network)
+    head = networks.head(network)
     dropout = keras.layers.Dropout(strength, seed=0, name="dropout")
     return networks.inserted(network, lambda layer, inputs: dropout(inputs) if layer is head else inputs)

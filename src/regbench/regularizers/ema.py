@@ -1,9 +1,9 @@
 """Evaluates and saves an average of the weights: after each step, strength · average + (1 − strength) · weights.
 
-Averages are smoother than the weights that SGD leaves, as if the learning rate had been lowered. They are what is
-validated, pruned and evaluated, and in history.csv reg loss and norms are theirs; loss, cross-entropy and accuracy of
-training are of the weights. Batch normalization's statistics fit the averages only where train.batch_norm_images is not
-0.
+The average is smoother than the weights that SGD leaves, as if the learning rate had been lowered. Validation, pruning
+and evaluation use the average. In history.csv, reg loss and norms are of the average; loss, cross-entropy and accuracy
+of training are of the weights. Batch normalization's statistics fit the average only if train.batch_norm_images is
+above 0.
 
 Source: B. Polyak, A. Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
 Usual strengths: 0.9 to 0.9999; the average covers about 1 / (1 − strength) steps, so take less for short trainings.

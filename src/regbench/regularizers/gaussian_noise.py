@@ -1,7 +1,7 @@
 """Adds noise to each pixel of the network's input, from a normal distribution of standard deviation `strength`.
 
-Pixels are scaled to −1 to 1 before, so 0.1 is a twentieth of their range. New noise is drawn in each step; in
-evaluation there is none. For small noise it acts like a penalty on the network's derivative by its input.
+Pixels are already scaled to −1 to 1, so 0.1 is a twentieth of their range. New noise is drawn in each step; in
+evaluation there is none. Small noise acts like a penalty on the network's derivative with respect to its input.
 
 Source: C. M. Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", 1995.
 Usual strengths: 0.05 to 0.3.
@@ -15,7 +15,7 @@ HIGHEST = 1
 
 
 def in_network(network: keras.Model, strength: float) -> keras.Model:
-    """The network behind Keras's GaussianNoise."""
+    """Keras's GaussianNoise before the network."""
     images = keras.Input(network.input_shape[1:], name="image")
     noise = keras.layers.GaussianNoise(strength, seed=0, name="gaussian_noise")
     return keras.Model(images, network(noise(images)), name=network.name)

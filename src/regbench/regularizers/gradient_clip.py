@@ -1,7 +1,7 @@
 """Shortens the gradient of a step to length `strength` if it is longer; the length is the norm over all weights.
 
 A rare batch with a huge gradient can't throw the weights far off. Penalties are part of the gradient. The smaller the
-strength, the stronger it acts; 0 is no regularizer. Where nearly all gradients are longer, all steps have the same
+strength, the stronger it acts; 0 is no regularizer. If nearly all gradients are longer, nearly all steps have the same
 length, learning rate × strength.
 
 Source: R. Pascanu, T. Mikolov, Y. Bengio, "On the Difficulty of Training Recurrent Neural Networks", 2013,

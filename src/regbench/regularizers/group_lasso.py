@@ -1,9 +1,9 @@
-"""strength · Σ over filters of √(weights a filter) · ‖filter‖₂, in the loss: the group Lasso.
+"""strength · Σ over filters of √(number of weights) · ‖filter‖₂, in the loss: the group Lasso.
 
-It is l1 for whole filters: it pulls each towards zero at the same speed, however long it is, with all its weights. A
-filter is all that feeds one output: a column of the kernel as a matrix, or a channel's weights of a depthwise kernel. A
-bias is not a filter and adds nothing. As with l1, the steps of SGD end near zero, not at it. Look at "near zero" in
-report.md.
+It is l1 for whole filters: it pulls all weights of a filter towards zero together, at a speed that does not depend on
+the filter's length. A filter is all weights of one output: a column of the kernel as a matrix, or a channel's weights
+of a depthwise kernel. A bias is not a filter and adds nothing. As with l1, the steps of SGD end near zero, not at it.
+Look at "near zero" in report.md.
 
 Source: M. Yuan, Y. Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006; for networks:
 W. Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv 1608.03665.
@@ -23,7 +23,7 @@ def penalty(weight: tf.Tensor) -> tf.Tensor:
     if weight.shape.rank < 2:
         return tf.zeros([], weight.dtype)
     squares = tf.reduce_sum(tf.square(weight), axis=regularizers.filter_axes(weight))
-    # The root's gradient at 0 is infinite: there it is taken of 1, and not chosen.
+    # √ has an infinite gradient at 0, which would turn into NaN. There, take √1 instead; the outer `where` drops it.
     norms = tf.where(squares > 0, tf.sqrt(tf.where(squares > 0, squares, 1.0)), 0.0)
     size = weight.shape.num_elements() / squares.shape.num_elements()
     return size**0.5 * tf.reduce_sum(norms)

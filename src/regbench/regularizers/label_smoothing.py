@@ -1,7 +1,7 @@
 """target ← (1 − strength) · target + strength / classes: label smoothing.
 
-No class is certain, so logits stay small: without it they grow on and on, since that lowers the loss of what is right
-already. The loss in training can't reach 0.
+No class is certain, so logits stay small. Without it they keep growing, since that lowers the loss of images that are
+already classified correctly. The loss in training can't reach 0.
 
 Source: C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, arXiv 1512.00567.
 Usual strengths: 0.05 to 0.2.

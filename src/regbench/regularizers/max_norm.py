@@ -1,6 +1,6 @@
-"""Scales a filter down to length `strength` after each step, where it is longer.
+"""Scales every filter that is longer than `strength` down to this length, after each step.
 
-A filter is all that feeds one output: a column of the kernel as a matrix, or a channel's weights of a depthwise kernel.
+A filter is all weights of one output: a column of the kernel as a matrix, or a channel's weights of a depthwise kernel.
 Shorter filters stay as they are. The smaller the strength, the stronger it acts; 0 is no regularizer. A bias is not a
 filter. Nothing is added to the loss, so its reg loss is 0.
 
@@ -19,7 +19,7 @@ SCOPE = "backbone"
 
 
 def after_step(weight: tf.Tensor, strength: float, learning_rate: tf.Tensor) -> tf.Tensor:
-    """w · min(1, strength / ‖w‖), by filters; the learning rate does not matter."""
+    """w · min(1, strength / ‖w‖) for each filter w; the learning rate does not matter."""
     if weight.shape.rank < 2:
         return weight
     squares = tf.reduce_sum(tf.square(weight), axis=regularizers.filter_axes(weight), keepdims=True)

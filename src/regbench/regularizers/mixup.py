@@ -1,11 +1,11 @@
-"""Mixes each image, and its target, with another one, in a share from Beta(strength, strength): mixup.
+"""Mixes each image and its target with another image and its target, in a share from Beta(strength, strength): mixup.
 
-At 0.2 most shares are near 0 or 1; at 1 all are equally likely. The other image is one of the same batch. Mixup and
-CutMix can't go together: where others combine them, they draw one of the two for each batch.
+At strength 0.2 most shares are near 0 or 1; at 1 all are equally likely. The other image is one of the same batch.
+Mixup and CutMix can't be combined here: programs that combine them draw one of the two for each batch.
 
 Source: H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, arXiv 1710.09412.
 Usual strengths: 0.1 to 0.4; up to 1 for long trainings.
-Equals `keras.layers.MixUp(strength)`, but for the bits. timm: `--mixup strength --mixup-mode elem`. PyTorch:
+Equals `keras.layers.MixUp(strength)`, with other random numbers. timm: `--mixup strength --mixup-mode elem`. PyTorch:
 `torchvision.transforms.v2.MixUp(alpha=strength)`, which draws one share for a batch.
 """
 
@@ -21,7 +21,7 @@ ORDER = 4
 
 
 class MixUp(_batch.Layer):
-    """`keras.layers.MixUp` with shares that are right at any strength, also under XLA."""
+    """`keras.layers.MixUp` with correct shares at any strength, also under XLA (see `_batch.shares`)."""
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:
         images, labels = batch["images"], batch["labels"]

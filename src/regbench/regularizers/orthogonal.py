@@ -2,8 +2,8 @@
 
 It keeps the filters of a layer apart and of length 1. W is the kernel as a matrix, [inputs of a filter, filters]. With
 more filters than inputs the columns can't all be orthogonal; then the rows are kept apart, ‖WWᵀ − I‖²_F. A depthwise
-kernel [h, w, C, 1] has one filter a channel, so WᵀW is diagonal and only lengths are pulled to 1: Σ (‖w_c‖² − 1)². A
-bias is not a matrix and adds nothing. It costs a matrix product a layer and step.
+kernel [h, w, C, 1] has one filter for each channel, so WᵀW is diagonal and only lengths are pulled to 1:
+Σ (‖w_c‖² − 1)². A bias is not a matrix and adds nothing. It costs one matrix product per layer and step.
 
 Source: N. Bansal et al., "Can We Gain More from Orthogonality Regularizations in Training Deep Networks?", 2018,
 arXiv 1810.09102.
@@ -17,7 +17,7 @@ SCOPE = "backbone"
 
 
 def penalty(weight: tf.Tensor) -> tf.Tensor:
-    """‖WᵀW − I‖²_F, or of WWᵀ where that is smaller."""
+    """‖WᵀW − I‖²_F, or ‖WWᵀ − I‖²_F where WWᵀ is the smaller matrix."""
     if weight.shape.rank < 2:
         return tf.zeros([], weight.dtype)
     if weight.shape.rank == 4 and weight.shape[-1] == 1:

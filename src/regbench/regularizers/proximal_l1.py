@@ -1,7 +1,7 @@
-"""w ← sign(w) · max(|w| − learning rate · strength, 0) after each step: l1 by soft threshold.
+"""w ← sign(w) · max(|w| − learning rate · strength, 0) after each step: l1 by soft thresholding.
 
-It has the same minimum as l1, and weights that are exactly zero, which a gradient's step never hits. Look at "exactly
-zero" in report.md. Nothing is added to the loss, so its reg loss is 0.
+It has the same minimum as l1, and gives weights that are exactly zero, which a gradient step never reaches. Look at
+"exactly zero" in report.md. Nothing is added to the loss, so its reg loss is 0.
 
 Source: proximal gradient descent (ISTA); A. Beck, M. Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for
 Linear Inverse Problems", 2009.

@@ -1,9 +1,9 @@
-"""Changes each image by two of fourteen operations, drawn for it, at magnitude `strength` of 10: RandAugment.
+"""Changes each image by two of fourteen operations, drawn for each image, at magnitude `strength` of 10: RandAugment.
 
 The operations: none; shear and shift, each in x and in y; rotate; brightness, colour, contrast and sharpness;
 posterize, solarize, auto-contrast and equalize. At 10 they go as far as AutoAugment's: 30 degrees, 45 % of the side, a
-shear of 0.3, factors of 0.1 and 1.9, 4 bits. Directions are drawn, too. None, auto-contrast and equalize have no
-magnitude, so even a low strength changes images. What comes from outside of an image is black.
+shear of 0.3, factors of 0.1 and 1.9, 4 bits. Directions are drawn, too. The operations none, auto-contrast and equalize
+have no magnitude, so even a low strength changes images. Pixels that come from outside the image are black.
 
 Source: E. D. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020,
 arXiv 1909.13719.
@@ -25,8 +25,8 @@ SCOPE = None
 HIGHEST = 10
 ORDER = 2
 
-# An operation takes images, float32 [N, H, W, C] of whole numbers from 0 to 255, and magnitudes, float32 [N, 1, 1] from
-# -1 to 1, to such images.
+# An operation maps images and magnitudes to images of the same form. Images are float32 [N, H, W, C], whole numbers
+# from 0 to 255. Magnitudes are float32 [N, 1, 1], from -1 to 1.
 
 
 def none(images: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
@@ -78,7 +78,7 @@ def sharpness(images: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     inner = images[:, 1:-1, 1:-1]
     smooth = tf.floor((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4.0 * inner) / 13.0 + 0.5)
-    # Pixels of the edge stay as they are.
+    # Pixels at the edge stay as they are.
     return _away_from(images + tf.pad(smooth - inner, [[0, 0], [1, 1], [1, 1], [0, 0]]), images, magnitude)
 
 
@@ -98,7 +98,7 @@ def auto_contrast(images: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
 
 def equalize(images: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
     count, _, _, channels = tf.unstack(tf.shape(images))
-    # A histogram for each image and channel, one behind the other.
+    # One histogram of 256 bins for each image and channel, one after the other.
     first = 256 * tf.reshape(tf.range(count * channels), [count, 1, 1, channels])
     bins = first + tf.cast(images, tf.int32)
     pixels = tf.math.unsorted_segment_sum(tf.ones_like(bins), bins, 256 * count * channels)
@@ -128,13 +128,13 @@ OPERATIONS = (
 
 
 def _places(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The middles of the pixels: x [W], y [H, 1]."""
+    """The coordinates of the pixels' middles: x [W], y [H, 1]."""
     height, width = images.shape[1:3]
     return tf.range(width, dtype=tf.float32) + 0.5, tf.range(height, dtype=tf.float32)[:, None] + 0.5
 
 
 def _sampled(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Each pixel from the one that (x, y) lies in, black from outside."""
+    """Images whose every pixel is copied from the pixel that (x, y) lies in; black where (x, y) is outside."""
     height, width, channels = images.shape[1:]
     column, row = tf.cast(tf.floor(x), tf.int32), tf.cast(tf.floor(y), tf.int32)
     within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -143,13 +143,13 @@ def _sampled(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 def _away_from(other: tf.Tensor, images: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
-    """Images whose distance from `other` is 1 + 0.9 · magnitude times as long."""
+    """Images whose difference from `other` is multiplied by 1 + 0.9 · magnitude, rounded down and clipped to 0–255."""
     factor = 1.0 + 0.9 * magnitude[..., None]
     return tf.clip_by_value(tf.floor(other + factor * (images - other)), 0.0, 255.0)
 
 
 def _grey(images: tf.Tensor) -> tf.Tensor:
-    """Luminance [N, H, W, 1] of RGB, in whole numbers; other images as they are."""
+    """Luminance [N, H, W, 1] of RGB images, in whole numbers; images with other channels as they are."""
     if images.shape[-1] != 3:
         return images
     return tf.floor((tf.reduce_sum(images * [19595.0, 38470.0, 7471.0], axis=-1, keepdims=True) + 32768.0) / 65536.0)
@@ -159,10 +159,12 @@ class RandAugment(_batch.Layer):
     """Two operations on each image of a batch."""
 
     def build(self, shapes: dict) -> None:
-        # Here and not in `call`, where Keras would write its own words around ours.
+        # In `build`, because Keras would wrap an error from `call` in its own message.
         if min(shapes["images"][1:3]) < 2:
             size = "×".join(map(str, shapes["images"][1:3]))
-            raise UserError(f"rand_augment: images of {size} pixels are too small; it needs two in height and width")
+            raise UserError(
+                f"rand_augment: images of {size} pixels are too small; it needs at least 2 in height and in width"
+            )
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:
         images = batch["images"]
@@ -174,13 +176,13 @@ class RandAugment(_batch.Layer):
         return batch | {"images": images}
 
     def _operated(self, images: tf.Tensor, which: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
-        # Each operation computes its own images only.
+        # Each operation computes only the images that drew it.
         chosen = [tf.where(which == index)[:, 0] for index in range(len(OPERATIONS))]
         parts = [
             operation(tf.gather(images, places), tf.gather(magnitude, places)[:, None, None])
             for operation, places in zip(OPERATIONS, chosen, strict=True)
         ]
-        # Not a permutation: XLA would lose track of how many images there are.
+        # A scatter instead of a permutation: after a permutation XLA would not know how many images there are.
         return tf.scatter_nd(tf.concat(chosen, axis=0)[:, None], tf.concat(parts, axis=0), tf.shape(images, tf.int64))
 
 

@@ -1,7 +1,7 @@
-"""Moves each image by up to `strength` pixels, in x and in y; what comes in is black: pad and crop.
+"""Shifts each image by up to `strength` pixels in x and in y, and fills up with black: pad and crop.
 
-It equals a window at a random place of the image with `strength` black pixels on each side. Pixels are those of the
-stored image, before it is resized to `data.image_size`.
+This equals padding the image with `strength` black pixels on each side and cutting a window of its old size at a random
+place. Pixels are those of the stored image, before it is resized to `data.image_size`.
 
 Source: K. He et al., "Deep Residual Learning for Image Recognition", 2016, arXiv 1512.03385, section 4.2.
 Usual strengths: 4 for images of 32 pixels, an eighth of the side; whole numbers only.
@@ -25,12 +25,12 @@ class RandomCrop(_batch.Layer):
     """A padded window of each image."""
 
     def build(self, shapes: dict) -> None:
-        # Here and not in `call`, where Keras would write its own words around ours.
+        # In `build`, because Keras would wrap an error from `call` in its own message.
         if self.strength >= min(shapes["images"][1:3]):
             size = "×".join(map(str, shapes["images"][1:3]))
             raise UserError(
-                f"random_crop: {self.strength:.0f} pixels of padding are too many for images of {size}, which could "
-                "move out of sight. Lower it in params.yaml"
+                f"random_crop: {self.strength:.0f} pixels of padding are too many for images of {size} "
+                "pixels: an image could move out of view completely. Lower it in params.yaml"
             )
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:

@@ -2,7 +2,7 @@
 
 The network can't rely on one part of an object. A rectangle covers 2 to 33 % of the image, and its height is 0.3 to 3.3
 times its width. Each value in it is drawn from 0 to 255. Cutout (T. DeVries, G. W. Taylor, 2017, arXiv 1708.04552) is
-alike: a black square of one size in every image.
+similar: a black square of one size in every image.
 
 Source: Z. Zhong et al., "Random Erasing Data Augmentation", 2020, arXiv 1708.04896.
 Usual strengths: 0.25 to 0.5.
@@ -26,7 +26,7 @@ ASPECT = (0.3, 3.3)
 
 
 class RandomErasing(_batch.Layer):
-    """A rectangle of noise in `strength` of the images."""
+    """Fills a rectangle with noise, in a share `strength` of the images."""
 
     def call(self, batch: _batch.Batch) -> _batch.Batch:
         images = batch["images"]
@@ -42,7 +42,7 @@ class RandomErasing(_batch.Layer):
 
         top, bottom = span(tf.sqrt(area * aspect), place_y, height)
         left, right = span(tf.sqrt(area / aspect), place_x, width)
-        erased = tf.where(chance < self.strength, right, left)  # else no column
+        erased = tf.where(chance < self.strength, right, left)  # right = left: nothing is erased
         inside = _batch.rectangles(top, bottom, left, erased, images)
         noise = tf.floor(256.0 * self.uniform(*tf.unstack(tf.shape(images))))
         return batch | {"images": tf.where(inside, noise, images)}

@@ -1,8 +1,8 @@
 """Sets the share `strength` of the channels before the last convolution to zero, whole maps of an image at once.
 
 Neighbouring pixels of a map are nearly the same, so the network can replace a single dropped pixel, but not a dropped
-map. The last convolution, depthwise ones aside, can't rely on single channels. Behind it, before the mean over the map,
-the same would be `dropout`. In evaluation nothing is dropped.
+map. The last convolution that is not depthwise can't rely on single channels. Placed after it, before the mean over the
+map, this would equal `dropout`. In evaluation nothing is dropped.
 
 Source: J. Tompson et al., "Efficient Object Localization Using Convolutional Networks", 2015, arXiv 1411.4280.
 Usual strengths: 0.05 to 0.3.

@@ -1,15 +1,15 @@
-"""strength · σ², in the loss, σ being a kernel's largest singular value: spectral norm regularization.
+"""strength · σ², in the loss, where σ is a kernel's largest singular value: spectral norm regularization.
 
 It limits how much a layer can amplify a change of its input. The kernel is taken as a matrix W, [inputs of a filter,
-filters]. A depthwise kernel [h, w, C, 1] has one filter a channel, so σ is the length of the longest one. A bias is not
-a matrix and adds nothing. σ is exact at the start; then one step of power iteration follows each step of SGD, so σ lags
-behind while weights change fast. It is exact in the evaluation.
+filters]. A depthwise kernel [h, w, C, 1] has one filter for each channel, so σ is the length of the longest filter. A
+bias is not a matrix and adds nothing. σ is exact at the start; then one step of power iteration follows each step of
+SGD, so σ lags behind while weights change fast. It is exact in the evaluation.
 
 Source: Y. Yoshida, T. Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep Learning", 2017,
 arXiv 1705.10941; their λ is 2 · strength.
 Usual strengths: 1e-3 to 1e-2.
-PyTorch: `loss + strength * sum(torch.linalg.matrix_norm(w.flatten(1), ord=2) ** 2 for w in kernels)`, depthwise ones
-aside. Not `torch.nn.utils.spectral_norm`, which divides each kernel by σ.
+PyTorch: `loss + strength * sum(torch.linalg.matrix_norm(w.flatten(1), ord=2) ** 2 for w in kernels)`, without
+depthwise ones. Not `torch.nn.utils.spectral_norm`, which divides each kernel by σ.
 """
 
 import tensorflow as tf
@@ -20,7 +20,7 @@ SCOPE = "backbone"
 
 
 def penalty(weight: tf.Tensor, memory: tf.Tensor | None = None) -> tf.Tensor:
-    """σ²: ‖W·v‖² at the singular vector v that is remembered, or at the exact one."""
+    """σ² = ‖W·v‖², where v is the remembered singular vector, or the exact one if `memory` is None."""
     if weight.shape.rank < 2:
         return tf.zeros([], weight.dtype)
     if _matrix(weight) is None:
@@ -30,7 +30,10 @@ def penalty(weight: tf.Tensor, memory: tf.Tensor | None = None) -> tf.Tensor:
 
 
 def remember(weight: tf.Tensor, memory: tf.Tensor | None) -> tf.Tensor | None:
-    """A step of power iteration from v, WᵀW·v at length 1; at first the exact v, an eigenvector of WᵀW."""
+    """One step of power iteration: WᵀW·v, scaled to length 1. Without a v: the exact one, an eigenvector of WᵀW.
+
+    None for a bias and a depthwise kernel.
+    """
     matrix = _matrix(weight)
     if matrix is None:
         return None
@@ -42,7 +45,7 @@ def remember(weight: tf.Tensor, memory: tf.Tensor | None) -> tf.Tensor | None:
 
 
 def _matrix(weight: tf.Tensor) -> tf.Tensor | None:
-    """W or Wᵀ, whichever has fewer columns; None of a bias and of a depthwise kernel."""
+    """W or Wᵀ, whichever has fewer columns; None for a bias and a depthwise kernel."""
     axes = regularizers.filter_axes(weight)
     if weight.shape.rank < 2 or axes != list(range(len(axes))):
         return None

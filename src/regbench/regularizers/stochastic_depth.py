@@ -1,8 +1,8 @@
 """Leaves out residual branches at random, drawn for each image and step: the last with probability `strength`.
 
 The probability rises linearly over the network's L shortcuts: branch l is left out with probability strength · l / L,
-and scaled up where it stays. Only its shortcut is left then, so a deep network trains as many shallow ones. In
-evaluation nothing is left out. It is for networks with shortcuts, such as mobilenet_v2.
+and scaled up where it stays. Where it is left out, only its shortcut remains, so a deep network trains as many shallow
+ones. In evaluation nothing is left out. It is for networks with shortcuts, such as mobilenet_v2.
 
 Source: G. Huang et al., "Deep Networks with Stochastic Depth", 2016, arXiv 1603.09382.
 Usual strengths: 0.1 to 0.5; 0.2 in EfficientNet.
@@ -22,7 +22,7 @@ HIGHEST = 0.99
 
 
 def in_network(network: keras.Model, strength: float) -> keras.Model:
-    """Keras's Dropout of all of an image at once, on the longer one of the branches that each Add adds up."""
+    """Keras's Dropout of a whole branch for an image at once, on the longest of the branches that each Add adds up."""
     branches = networks.shortcuts(network)
     if not branches:
         raise UserError(

@@ -1,4 +1,7 @@
-"""seaborn figures of the runs. A regularizer has one colour everywhere, by its place in params."""
+"""seaborn figures of the runs. A regularizer has the same colour in all figures, by its place in params.
+
+A drawing function that returns a string instead of a figure says why there is nothing to show.
+"""
 
 import itertools
 import math
@@ -21,7 +24,7 @@ from regbench.report.statistics import SIGNIFICANT, Estimate
 
 FOLDER = Path("plots")
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
-"""Where a legend stands: right of the picture."""
+"""Position of a legend: to the right of the picture."""
 
 CORRUPTION_NAMES = {
     "gaussian_noise": "Gaussian noise",
@@ -31,7 +34,7 @@ CORRUPTION_NAMES = {
 }
 
 WITH_BANDS = 6
-"""Up to so many lines have bands; more bands would hide the lines."""
+"""A figure with at most this many lines has bands; more bands would hide the lines."""
 
 Palette = dict[str, tuple[float, float, float]]
 
@@ -41,11 +44,11 @@ def draw(plan: dict, runs: Sequence[Run]) -> list[tuple[Path, str]]:
 
     Args:
         plan: plans/report.json, as `regbench.plan.read` returns it.
-        runs: as from `runs.read`; what diverged is left out.
+        runs: as from `runs.read`; regularizers that diverged are left out.
 
     Returns:
-        [(path, caption)] of those that show something, in the order of a report. DVC wants the others too: each of them
-        says why it is empty.
+        [(path, caption)] of the figures that show something, in the order of a report. The others are written too,
+        since DVC expects them; each of them says why it is empty.
     """
     sns.set_theme(style="whitegrid", context="notebook")
     names = list(plan["reg"])
@@ -78,7 +81,7 @@ def draw(plan: dict, runs: Sequence[Run]) -> list[tuple[Path, str]]:
             figure = nothing(figure)
         else:
             drawn.append((FOLDER / f"{name}.png", caption))
-        # The bytes stay the same where the picture does: the version of matplotlib is left out.
+        # Without matplotlib's version in the metadata, the same picture gives the same bytes.
         figure.savefig(FOLDER / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
     return drawn
@@ -87,12 +90,12 @@ def draw(plan: dict, runs: Sequence[Run]) -> list[tuple[Path, str]]:
 def _colors() -> list[tuple[float, float, float]]:
     """Thirty colours, light and dark: hues alone can't tell a dozen lines apart."""
     dark = sns.color_palette("dark", 10)
-    # Its dark orange is much like the fourth of the first palette, so it comes late.
+    # The orange of "dark" looks like the fourth colour of "colorblind", so it comes late.
     return [*sns.color_palette("colorblind", 10), *dark[3:], *dark[:3], *sns.color_palette("pastel", 10)]
 
 
 def nothing(why: str) -> Figure:
-    """What stands where there is nothing to show."""
+    """A figure that only says why there is nothing to show."""
     figure, axes = plt.subplots(figsize=(8, 1))
     axes.text(0.5, 0.5, why, ha="center", va="center")
     axes.set_axis_off()
@@ -100,7 +103,7 @@ def nothing(why: str) -> Figure:
 
 
 def effects(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure | str:
-    """Difference to the baseline with its interval, best first; beside it the cost of a step, where it was measured."""
+    """Difference to the baseline with its interval, best first; beside it the cost of a step, if it was measured."""
     compared = summary.differences(plan, runs)
     if not compared:
         return "there is no baseline, or nothing to compare with it"
@@ -142,7 +145,7 @@ def effects(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure | str:
 
 
 def corruptions(runs: Sequence[Run], palette: Palette) -> Figure | str:
-    """Accuracy without corruption and at three levels, a panel a corruption, mean over seeds."""
+    """Accuracy without corruption and at three levels, mean over seeds; one panel for each corruption."""
     rows = [
         {"regularizer": run.name, "corruption": corruption, "level": level, "accuracy": count / corrupted.images}
         for run in runs
@@ -170,7 +173,7 @@ def corruptions(runs: Sequence[Run], palette: Palette) -> Figure | str:
 
 
 def accuracy(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure:
-    """Accuracy on test (filled) and training images (hollow), difference to the baseline, gap: with intervals."""
+    """With intervals: accuracy on test (filled) and training images (hollow), difference to the baseline, gap."""
     groups, compared, images = by_name(runs), summary.differences(plan, runs), summary.images(runs)
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(11.5, 1.5 + 0.5 * len(groups)), sharey=True, width_ratios=(1.5, 1, 1)
@@ -203,7 +206,7 @@ def accuracy(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure:
 
 
 def learning_curves(curves: pd.DataFrame, palette: Palette) -> Figure:
-    """Cross-entropy and accuracy by epoch, training dashed, validation drawn through; bands are ranges over seeds."""
+    """Cross-entropy and accuracy by epoch, training dashed, validation solid; bands are ranges over seeds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
     for axes, metric, label in ((left, "cross_entropy", "cross-entropy"), (right, "accuracy", "accuracy")):
         both = pd.concat(
@@ -222,7 +225,7 @@ def learning_curves(curves: pd.DataFrame, palette: Palette) -> Figure:
 
 
 def reg_loss(curves: pd.DataFrame, palette: Palette) -> Figure | str:
-    """Reg loss after each epoch, whole and the Dense head's part of it; bands are ranges over seeds."""
+    """Reg loss after each epoch: the whole, and the part of the Dense head; bands are ranges over seeds."""
     penalised = curves[curves.groupby("regularizer")["reg_loss"].transform("max") > 0]
     if not len(penalised):
         return "no line adds a penalty to the loss"
@@ -316,7 +319,7 @@ def pruning(runs: Sequence[Run], palette: Palette) -> Figure | str:
 
 
 def strength(plan: dict, runs: Sequence[Run], palette: Palette) -> Figure | str:
-    """Test accuracy over strength, a panel a kind and scope that has several, with the baseline as a band."""
+    """Test accuracy against strength, with the baseline as a band; one panel for each kind and scope with several."""
     groups, panels = by_name(runs), {}
     for name in groups:
         terms = plan["reg"][name].terms
@@ -381,14 +384,14 @@ def _interval(
 
 
 def _at_least(axes: Axes, span: float, direction: str = "x") -> None:
-    """Widen an axis that is narrower than `span`, so that nothing looks like a difference that is none."""
+    """Widen an axis that is narrower than `span`, so that tiny differences do not look large."""
     low, high = getattr(axes, f"get_{direction}lim")()
     if high - low < span:
         getattr(axes, f"set_{direction}lim")((low + high - span) / 2, (low + high + span) / 2)
 
 
 def _lines(table: pd.DataFrame, x: str, y: str, palette: Palette, axes: Axes, **style: object) -> None:
-    """A line a regularizer, the mean over seeds, with their range as a band if there are few."""
+    """One line for each regularizer, the mean over seeds; with few regularizers, the range over seeds as a band."""
     names = [name for name in palette if name in set(table["regularizer"])]
     band = ("pi", 100) if len(names) <= WITH_BANDS else None
     sns.lineplot(table, x=x, y=y, hue="regularizer", palette=palette, hue_order=names, ax=axes, errorbar=band, **style)
@@ -399,7 +402,7 @@ def _by_epoch(curves: pd.DataFrame, y: str, palette: Palette, axes: Axes, **styl
 
 
 def _one_legend(left: Axes, right: Axes) -> None:
-    """Of two panels, one legend right of both."""
+    """One legend for two panels, to the right of both."""
     left.get_legend().remove()
     sns.move_legend(right, **BESIDE)
 

@@ -1,4 +1,4 @@
-"""report.json: all that report.md and the terminal's table say, and which runs it was made of."""
+"""report.json: everything that report.md and the terminal's table show, and the runs it was made from."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ FIGURE = re.compile(r"plots/[a-z_]+\.png")
 
 
 class Record(BaseModel):
-    """A part of report.json: only known keys, values of their declared types, frozen."""
+    """A part of report.json. Unknown keys and values of other types are rejected; instances are frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -23,16 +23,16 @@ class Row(Record):
     """The numbers of one regularizer. Accuracies, gap and shares are fractions; means are over seeds.
 
     Attributes:
-        kinds: what the line consists of.
-        strengths: of these kinds; empty in reports of older versions.
+        kinds: the kinds of regularizer in the line.
+        strengths: one for each kind; empty in reports of older versions.
         correct: how many test images each seed has right, in the order of `Report.seeds`.
         test: test accuracy.
-        test_sd: its standard deviation over seeds, where there are several.
+        test_sd: its standard deviation over seeds; None with one seed.
         difference: test accuracy minus the baseline's.
         p_corrected: p of `difference` by Holm's correction for the number of regularizers compared.
         verdict: better, worse or can't tell, by `p_corrected`.
         validation: validation accuracy.
-        validation_pick: whether that is the best one.
+        validation_pick: whether `validation` is the best of all; False for all if validation images are test images.
         gap: training minus test accuracy.
         cross_entropy: on test images, without penalty.
         confidence: mean probability of the predicted class, on test images.
@@ -72,23 +72,23 @@ class Row(Record):
 
 
 class Diverged(Record):
-    """A regularizer whose loss stopped being finite with one seed or more; there are no numbers of it.
+    """A regularizer that diverged with one seed or more, so that it has no numbers.
 
     Attributes:
-        diverged: (seed, last epoch) of each that did.
+        diverged: (seed, last epoch) of each run that diverged.
     """
 
     diverged: tuple[tuple[int, int], ...]
 
 
 class Images(Record):
-    """What was measured on.
+    """The images that the runs were measured on.
 
     Attributes:
-        test: how many images.
+        test: how many test images.
         corrupted: how many of them were corrupted.
-        classes: how many.
-        largest_class: {split: share of its largest class}: the accuracy of always naming it.
+        classes: how many classes.
+        largest_class: {split: share of its largest class}, the accuracy of a model that always predicts this class.
     """
 
     test: int
@@ -98,7 +98,7 @@ class Images(Record):
 
     @property
     def unequal(self) -> bool:
-        """Whether the largest class has more test images than an even spread over classes gives it."""
+        """Whether the largest class has more test images than if all classes were equally large."""
         return round(self.largest_class["test"] * self.test) > -(-self.test // self.classes)
 
 
@@ -106,16 +106,16 @@ class Report(Record):
     """All of report.json.
 
     Attributes:
-        dataset, image_size, epochs: of the plan.
-        baseline: the regularizer that others are compared with; None: none, or it diverged.
-        seeds: of each regularizer.
-        images: None where every run diverged.
+        dataset, image_size, epochs: from the plan.
+        baseline: the regularizer that others are compared with; None: there is none, or it diverged.
+        seeds: the same for each regularizer.
+        images: None if every run diverged.
         rows: {regularizer: its numbers}, in the order of params.
-        verdicts: what the numbers say, a sentence each.
-        legend: what the headings mean: of the terminal's table, of what report.md's first has besides, of its second.
-        figures: (path, caption).
+        verdicts: what the numbers say, in sentences.
+        legend: what the headings mean, three texts as from `table.legend`.
+        figures: (path, caption) of each.
         plan: MD5 of plans/report.json.
-        runs: {run: {file below runs/RUN: MD5}}, what the report was made of.
+        runs: {run: {file below runs/RUN: MD5}}, what the report was made from.
     """
 
     dataset: str
@@ -138,7 +138,7 @@ class Report(Record):
 
 
 def measured(rows: dict[str, Row | Diverged]) -> dict[str, Row]:
-    """Those that have numbers."""
+    """The rows with numbers, without diverged ones."""
     return {name: row for name, row in rows.items() if isinstance(row, Row)}
 
 

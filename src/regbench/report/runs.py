@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` left of the runs that a plan names."""
+"""Read what `train` and `evaluate` wrote for the runs that a plan names."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from regbench.errors import UserError
 
 REMOVED = Path(".regbench/removed")
 OUTPUTS = ("model.keras", "history.csv", "evaluation")
-"""What a run consists of, below runs/RUN/."""
+"""The files and folders of a run, below runs/RUN/."""
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -38,7 +38,7 @@ COLUMNS = {
     "evaluation/pruning.csv": ("pruned", "validation_accuracy"),
     "evaluation/predictions.csv": ("split", "label", "prediction"),
 }
-"""The tables of a run and the columns that a report reads of them."""
+"""The tables of a run, and the columns that a report reads from them."""
 
 
 class Scores(BaseModel):
@@ -54,7 +54,7 @@ class Scores(BaseModel):
 
     @property
     def accuracy(self) -> float:
-        """The share of images that the model has right."""
+        """The share of images that the model gets right."""
         return self.correct / self.images
 
 
@@ -81,7 +81,7 @@ class Corrupted(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """What a report reads of evaluation.json."""
+    """What a report reads from evaluation.json."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -106,7 +106,7 @@ class Run:
         name: the key under `reg`.
         seed: its seed.
         folder: where its files are.
-        evaluation: None where it diverged: its loss or its logits stopped being finite, and there are no numbers.
+        evaluation: None if it diverged: its loss or its logits stopped being finite, so there are no numbers.
         tables: {file below `folder`: rows}; a row is {column: value}, numbers as floats.
     """
 
@@ -118,17 +118,17 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What DVC calls it."""
+        """Its name in DVC, such as `l2-0`."""
         return f"{self.name}-{self.seed}"
 
     @property
     def diverged(self) -> bool:
-        """Whether there are no numbers of it."""
+        """Whether it diverged, so that it has no numbers."""
         return self.evaluation is None
 
     @property
     def history(self) -> list[dict]:
-        """A row an epoch."""
+        """One row for each epoch."""
         return self.tables["history.csv"]
 
     @property
@@ -138,19 +138,19 @@ class Run:
 
     @property
     def effective_learning_rate(self) -> float | None:
-        """Median over the layers that have one, or None."""
+        """Median over the layers that have one; None if no layer has."""
         rates = [row["effective_learning_rate"] for row in self.tables["evaluation/layers.csv"]]
         return median([rate for rate in rates if rate != ""]) if any(rate != "" for rate in rates) else None
 
     @cached_property
     def right(self) -> list[bool]:
-        """Which test images the model has right, in their order."""
+        """Which test images the model gets right, in their order."""
         rows = self.tables["evaluation/predictions.csv"]
         return [row["label"] == row["prediction"] for row in rows if row["split"] == "test"]
 
     @cached_property
     def md5s(self) -> dict[str, str]:
-        """{file below `folder`: its MD5} of all that a report is made of, and of what lies beside it in evaluation/."""
+        """{file below `folder`: its MD5} of history.csv and of all files in evaluation/, read by a report or not."""
         paths = [self.folder / "history.csv", *sorted(path for path in (self.folder / "evaluation").rglob("*"))]
         return {
             path.relative_to(self.folder).as_posix(): hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -184,7 +184,7 @@ def _read(name: str, seed: int, folder: Path) -> Run:
     try:
         text = (run / "evaluation/evaluation.json").read_bytes()
         tables = {table: _table(run / table, columns) for table, columns in COLUMNS.items()}
-        # Training that diverged ends with an epoch that has no numbers, whatever can still be measured of the model.
+        # The last epoch of a training that diverged has no numbers, even if its model can still be evaluated.
         ended_early = any(isinstance(row["val_accuracy"], str) for row in tables["history.csv"])
         diverged = ended_early or _Divergence.model_validate_json(text).diverged
         evaluation = None if diverged else Evaluation.model_validate_json(text)
@@ -220,7 +220,7 @@ def _number(text: str | None) -> float | str:
 
 
 def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """{regularizer: its runs, one a seed}, in order."""
+    """{regularizer: its runs, one for each seed}, in order."""
     groups = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
@@ -228,17 +228,17 @@ def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def whole(runs: Iterable[Run]) -> list[Run]:
-    """The runs of regularizers that diverged with no seed."""
+    """The runs of the regularizers of which no run diverged."""
     runs = list(runs)
     diverged = {run.name for run in runs if run.diverged}
     return [run for run in runs if run.name not in diverged]
 
 
 def set_aside(plan: dict, folder: Path = Path("runs"), removed: Path = REMOVED) -> list[str]:
-    """Move what the plan does not name out of `folder`, into `removed`; nothing is deleted.
+    """Move what the plan does not name from `folder` to `removed`; nothing is deleted.
 
-    DVC takes all of runs/ as the report's input. A report beside the folders of removed runs would be out of date in a
-    clone that does not have them.
+    DVC treats all of runs/ as the report's input. If folders of removed runs stayed there, the report would be out of
+    date in a clone that does not have them.
 
     Returns:
         what was moved, relative to `folder`

@@ -17,13 +17,13 @@ SIGNIFICANT = 0.05
 """A p-value below this counts as a difference."""
 
 POWER = 0.8
-"""The chance with which a difference should be found, where seeds are counted."""
+"""The probability of finding a true difference for which `seeds_needed` and `detectable` are computed."""
 
 ROUNDING = 1e-12
-"""A spread of accuracies below this is that of floating-point numbers."""
+"""A spread of accuracies below this is floating-point error."""
 
 MOST_SEEDS = 100
-"""More than nobody will train."""
+"""Nobody will train more seeds than this."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Estimate:
 
     Attributes:
         value: as measured.
-        n: how many observations it is from: seeds or images.
-        low: lower end of the interval. None, as `high`, where seeds show no spread to estimate it from.
+        n: the number of observations: seeds or images.
+        low: lower end of the interval. `low` and `high` are None if seeds show no spread to estimate them from.
         high: upper end.
-        p: the two-sided p-value of "the true value is 0", where that was tested.
+        p: the two-sided p-value of "the true value is 0"; None if that was not tested.
     """
 
     value: float
@@ -54,7 +54,7 @@ def mean_over_seeds(correct: Sequence[int], images: int) -> Estimate:
 
     Args:
         correct: how many images each seed has right.
-        images: of how many.
+        images: how many images there are.
     """
     value, error, n = _mean(_counts(correct, images), images)
     return Estimate(value, n, *_student(value, error, n, lowest=0))
@@ -63,14 +63,14 @@ def mean_over_seeds(correct: Sequence[int], images: int) -> Estimate:
 def difference_over_seeds(first: Sequence[int], second: Sequence[int], images: int) -> Estimate:
     """Accuracy of the second minus that of the first, paired by seed: Student's interval and the t-test against 0.
 
-    Where the difference is the same with every seed there is no spread, and a t-test would say p = 0 of any
-    difference, however few the seeds. Then there is no interval, and p is the sign test's, `smallest_p` of the seeds;
-    1 where all differences are 0. In simulations of regularizers that do not differ this calls 5 % of
-    them different, and 6.5 % at most where the spread is about one image.
+    If the difference is the same with every seed, there is no spread, and a t-test would give p = 0 for any difference,
+    even with two seeds. Then there is no interval, and p is the sign test's, `smallest_p` of the seeds; 1 if all
+    differences are 0. In simulations of regularizers that do not differ, this calls 5 % of them different, and at most
+    6.5 % if the spread is about one image.
 
     Args:
         first, second: how many images each seed has right, in the same order of seeds.
-        images: of how many.
+        images: how many images there are.
     """
     first, second = _counts(first, images), _counts(second, images)
     _same_length(first, second)
@@ -87,13 +87,13 @@ def difference_over_seeds_and_images(first: Sequence[Sequence[bool]], second: Se
 
     - of seeds: s / √n, where s is the spread of the n differences; Student's, with n − 1 degrees of freedom;
     - of images: √c, where c is the covariance that the differences of two seeds have over images, divided by the number
-      of images. It is what all seeds have in common because they are tested on the same images, so more seeds do not
+      of images. All seeds have this part in common because they are tested on the same images, so more seeds do not
       make it smaller.
 
-    The interval adds the half-widths of both, squared: √((t s / √n)² + z² c). The p-value is the level at which it just
-    reaches 0. With c = 0 both are those of the paired t-test. In simulations with 2, 3, 5 and 10 seeds the interval
-    holds the true difference 94.5 to 97.5 % of the time, where the t-test over seeds alone holds it as rarely as 84.5 %
-    (docs/statistics.md, benchmarks/coverage.py).
+    The half-width of the interval is √((t s / √n)² + z² c): the squares of both half-widths are added. The p-value is
+    the level at which the interval just reaches 0. With c = 0 both are those of the paired t-test. In simulations with
+    2, 3, 5 and 10 seeds the interval holds the true difference 94.5 to 97.5 % of the time; the interval of the t-test
+    over seeds alone holds it only 84.5 % of the time in the worst case (docs/statistics.md, benchmarks/coverage.py).
 
     Sources: N. Obuchowski, H. Rockette, 1995, and B. Gallas, 2006, for the two parts (readers and cases of radiology
     are seeds and images here); G. Zou, A. Donner, 2008, for the sum of squares, which is Newcombe's too.
@@ -117,9 +117,10 @@ def difference_over_seeds_and_images(first: Sequence[Sequence[bool]], second: Se
 
 
 def standard_error_of_images(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> float:
-    """√c of `difference_over_seeds_and_images`: by how much test images, the same for all seeds, shift a difference.
+    """√c of `difference_over_seeds_and_images`: how much the choice of test images shifts a difference.
 
-    Of one seed, which can't show what seeds have in common, it is all that images do: an upper bound.
+    One seed can't show what seeds have in common. Then the result is the whole standard error of images, an upper
+    bound.
 
     Args:
         first, second: bool [n, images].
@@ -138,15 +139,15 @@ def standard_error_of_images(first: Sequence[Sequence[bool]], second: Sequence[S
 def difference_with_common_spread(
     first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], spread: float, freedom: int
 ) -> Estimate:
-    """As `difference_over_seeds_and_images`, the spread of one run given: that of many regularizers together.
+    """As `difference_over_seeds_and_images`, with a given spread of one run, estimated from many regularizers.
 
-    Few seeds say little about the spread of one difference. Where several regularizers have a spread in common, all of
-    them together say more (`residual`). One seed is enough then.
+    Few seeds say little about the spread of one difference. If several regularizers have the same spread, all of them
+    together say more about it (`residual`). Then one seed is enough.
 
     Args:
         first, second: bool [n, images].
         spread: standard deviation of an accuracy, without what seeds have in common; from `residual`.
-        freedom: its degrees of freedom, from 1.
+        freedom: its degrees of freedom, at least 1.
     """
     first, second = _table_of_flags(first), _table_of_flags(second)
     seeds, images = first.shape
@@ -159,14 +160,15 @@ def difference_with_common_spread(
 def residual(table: Sequence[Sequence[float]]) -> tuple[float, int]:
     """The standard deviation of what neither a row nor a column explains, and its degrees of freedom.
 
-    That is the error of a block design, each seed a block of regularizers (R. A. Fisher, 1935): by least squares, so
-    that pairs may be missing. Of a table without missing pairs it has (rows − 1) · (columns − 1) degrees of freedom.
+    That is the error of a block design, in which each seed is a block of regularizers (R. A. Fisher, 1935). It is
+    fitted by least squares, so pairs may be missing. A complete table has (rows − 1) · (columns − 1) degrees of
+    freedom.
 
     Args:
-        table: accuracies [regularizers, seeds], NaN where there is none.
+        table: accuracies [regularizers, seeds], NaN for a missing pair.
 
     Returns:
-        (standard deviation, degrees of freedom); (0.0, 0) where nothing is left to estimate it from.
+        (standard deviation, degrees of freedom); (0.0, 0) if there is nothing to estimate it from.
     """
     values = np.asarray(table, np.float64)
     rows, columns = np.nonzero(np.isfinite(values))
@@ -186,16 +188,16 @@ def power(difference: float, spread: float, seeds: int, images: float = 0.0) -> 
     """The probability that a test with this number of seeds finds a true difference, at 5 %.
 
     Args:
-        difference: the true one.
+        difference: the true difference.
         spread: standard deviation of the paired differences over seeds, above 0.
-        seeds: how many, from 2.
+        seeds: how many, at least 2.
         images: the standard error of images, from `standard_error_of_images`. With 0 this is the power of the paired
             t-test.
     """
     seeds = _whole(seeds, "seeds", 2)
     if not spread > 0:
         raise ValueError(f"a spread should be above 0, not {spread}")
-    # The spread that these seeds will show is not known; this is the mean over its distribution, chi-squared.
+    # The spread that these seeds will show is not known. The power is averaged over its chi-squared distribution.
     nodes, weights = np.polynomial.legendre.leggauss(64)
     shown = spread * np.sqrt(special.chdtri(seeds - 1, (1 - nodes) / 2) / (seeds - 1))
     half = np.hypot(_t(seeds - 1) * shown / math.sqrt(seeds), _z() * images)
@@ -207,12 +209,12 @@ def power(difference: float, spread: float, seeds: int, images: float = 0.0) -> 
 def seeds_needed(
     difference: float, spread: float, images: float = 0.0, chance: float = POWER, most: int = MOST_SEEDS
 ) -> int | None:
-    """How many seeds find a true difference with probability `chance`; None where `most` do not."""
+    """How many seeds find a true difference with probability `chance`; None if `most` seeds do not."""
     return next((n for n in range(2, most + 1) if power(difference, spread, n, images) >= chance), None)
 
 
 def detectable(spread: float, seeds: int, images: float = 0.0, chance: float = POWER) -> float:
-    """The smallest true difference that these seeds find with probability `chance`; arguments as of `power`."""
+    """The smallest true difference that these seeds find with probability `chance`; arguments as for `power`."""
     low, high = 0.0, spread
     while power(high, spread, seeds, images) < chance:
         low, high = high, 2 * high
@@ -227,7 +229,7 @@ def gap_over_seeds(train: Sequence[int], train_images: int, test: Sequence[int],
 
     Args:
         train, test: how many images each seed has right, in the same order of seeds.
-        train_images, test_images: of how many.
+        train_images, test_images: how many images there are.
     """
     train, test = _counts(train, train_images), _counts(test, test_images)
     _same_length(train, test)
@@ -237,16 +239,16 @@ def gap_over_seeds(train: Sequence[int], train_images: int, test: Sequence[int],
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest p that paired differences of so many seeds can reach in a sign test, ½ⁿ⁻¹: all of one sign.
+    """The smallest p that a sign test of paired differences can give with n seeds, ½ⁿ⁻¹: all have the same sign.
 
-    It assumes nothing about how differences are distributed. Student's t-test assumes that they are normal, and that
-    is how it gets below this.
+    A sign test assumes nothing about the distribution of the differences. Student's t-test assumes that they are
+    normal, so its p can be smaller.
     """
     return 0.5 ** (_whole(seeds, "seeds", 1) - 1)
 
 
 def standard_deviation(correct: Sequence[int], images: int) -> float:
-    """Standard deviation of the accuracies of two or more seeds, with n − 1 below."""
+    """Standard deviation of the accuracies of two or more seeds, with n − 1 in the denominator."""
     _, error, n = _mean(_counts(correct, images), images)
     return error * math.sqrt(n)
 
@@ -258,17 +260,17 @@ def proportion(correct: int, images: int) -> Estimate:
     z, share = _z(), correct / images
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    # At the ends the formula gives 0 and 1, but for rounding.
+    # At the ends the formula gives 0 and 1, apart from rounding.
     low = 0.0 if correct == 0 else centre - half
     high = 1.0 if correct == images else centre + half
     return Estimate(share, images, low, high)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """First minus second of two independent proportions: Wilson's intervals, squared and added.
+    """First minus second of two independent proportions; the squared half-widths of Wilson's intervals are added.
 
     Method 10 of R. G. Newcombe, "Interval estimation for the difference between independent proportions", 1998.
-    For two models on the same images it is wider than need be.
+    For two models on the same images the interval is wider than necessary.
     """
     if any(end is None for estimate in (first, second) for end in (estimate.low, estimate.high)):
         raise ValueError("both proportions should have an interval")
@@ -282,8 +284,8 @@ def paired_proportions(first: Sequence[bool], second: Sequence[bool]) -> Estimat
     """Accuracy of the second model minus that of the first, on the same images.
 
     With b images that only the first has right and c that only the second has: (c − b) / n. The p-value is McNemar's
-    exact one, a binomial test of c among b + c. The interval is Wald's with ½ added to each of b and c and 2 to n
-    (A. Agresti, Y. Min, 2005). It says how far these two models differ on images of this kind, and nothing about
+    exact one, a binomial test of c among b + c. The interval is Wald's with ½ added to each of b and c, and 2 to n
+    (A. Agresti, Y. Min, 2005). It says how much these two models differ on images of this kind, and nothing about
     other seeds.
 
     Args:
@@ -299,7 +301,7 @@ def paired_proportions(first: Sequence[bool], second: Sequence[bool]) -> Estimat
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (S. Holm, 1979): the chance of one false alarm among them stays at 5 %."""
+    """p-values corrected for their number (S. Holm, 1979): the chance of any false alarm at 5 % stays at most 5 %."""
     p_values = np.asarray(p_values, np.float64)
     if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
         raise ValueError(f"p-values should be a list of numbers from 0 to 1, not {p_values}")
@@ -319,12 +321,12 @@ def _t(freedom: int) -> float:
 
 
 def _two_parts(value: float, seeds: float, freedom: int, images: float) -> tuple[float, float]:
-    """Half-width and p-value of a difference whose error has two parts, each as a standard error."""
+    """Half-width and p-value of a difference whose error has two parts, `seeds` and `images`, both standard errors."""
 
     def half(tail: float) -> float:
         return math.hypot(float(special.stdtrit(freedom, tail)) * seeds, float(special.ndtri(tail)) * images)
 
-    # Halves the interval in which the tail lies that just reaches 0.
+    # Bisection for the tail probability at which the interval just reaches 0.
     low, high = 0.0, 0.5
     for _ in range(100):
         middle = (low + high) / 2
@@ -333,7 +335,7 @@ def _two_parts(value: float, seeds: float, freedom: int, images: float) -> tuple
 
 
 def _mean(counts: Sequence[int], of: int) -> tuple[float, float, int]:
-    """Mean of counts / of, its standard error, exactly 0 where all are equal, and how many there are."""
+    """Mean of counts / of, its standard error (exactly 0 if all counts are equal), and the number of counts."""
     n = len(counts)
     if n < 2:
         raise ValueError(f"a spread over seeds needs two or more of them, not {n}")
@@ -343,7 +345,7 @@ def _mean(counts: Sequence[int], of: int) -> tuple[float, float, int]:
 
 
 def _student(value: float, error: float, n: int, lowest: int) -> tuple[float | None, float | None]:
-    """The ends of Student's interval, from `lowest` to 1."""
+    """The ends of Student's interval, limited to `lowest` and 1; None if the error is 0."""
     if not error:
         return None, None
     half = _t(n - 1) * error
@@ -356,7 +358,7 @@ def _counts(correct: Sequence[int], images: int) -> list[int]:
 
 
 def _whole(value: int, name: str, low: int, high: float = math.inf) -> int:
-    # 5.0 is a whole number too, as read from a CSV file.
+    # 5.0 counts as a whole number: numbers read from a CSV file are floats.
     whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     if whole and low <= value <= high:
         return int(value)

@@ -1,4 +1,4 @@
-"""Runs → a row of numbers a regularizer; of it what `dvc metrics diff` compares, and the curves for `dvc plots`."""
+"""Runs → one row of numbers for each regularizer, the metrics for `dvc metrics diff`, the curves for `dvc plots`."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ CURVE_COLUMNS = ("regularizer", "seed", *HISTORY_COLUMNS)
 
 
 def accuracy(group: Sequence[Run], split: str = "test") -> Estimate:
-    """Accuracy on a split: mean over seeds, or of one seed with the interval of a proportion."""
+    """Accuracy on a split: the mean over seeds; for one seed, a proportion with its interval."""
     scores = [getattr(run.evaluation, split) for run in group]
     if len(scores) > 1:
         return statistics.mean_over_seeds([score.correct for score in scores], scores[0].images)
@@ -30,7 +30,7 @@ def accuracy(group: Sequence[Run], split: str = "test") -> Estimate:
 
 
 def gap(group: Sequence[Run]) -> Estimate:
-    """Training minus test accuracy: mean over seeds, or of one seed by its two proportions."""
+    """Training minus test accuracy: the mean over seeds; for one seed, the difference of two proportions."""
     if len(group) == 1:
         return statistics.difference(accuracy(group, "train"), accuracy(group))
     train, test = ([getattr(run.evaluation, split) for run in group] for split in ("train", "test"))
@@ -40,7 +40,7 @@ def gap(group: Sequence[Run]) -> Estimate:
 
 
 def against(baseline: Sequence[Run], group: Sequence[Run]) -> Estimate:
-    """Test accuracy minus the baseline's: paired by image, and by seed where there are several."""
+    """Test accuracy minus the baseline's: paired by image, and by seed if there are several."""
     if len(group) == 1:
         return statistics.paired_proportions(baseline[0].right, group[0].right)
     first, second = ([run.right for run in runs] for runs in (baseline, group))
@@ -51,7 +51,7 @@ def against(baseline: Sequence[Run], group: Sequence[Run]) -> Estimate:
 
 
 def baseline_of(plan: dict, runs: Sequence[Run]) -> str | None:
-    """`report.baseline`, or None where it diverged."""
+    """`report.baseline`; None if there is none or it diverged."""
     baseline = plan["report"].baseline
     return baseline if any(run.name == baseline for run in whole(runs)) else None
 
@@ -120,7 +120,7 @@ def _by_level(corrupted: Sequence[Corrupted]) -> dict[str, tuple[float, ...]]:
 
 
 def cost(plan: dict, name: str) -> float | None:
-    """Time of a step relative to one without regularizer: the product over the kinds of a line, or None."""
+    """Time of a step relative to one without regularizer: product over a line's kinds; None: one is not measured."""
     costs = [plan["costs"].get(term.kind) for term in plan["reg"][name].terms]
     return None if None in costs else math.prod(costs)
 
@@ -130,7 +130,7 @@ def _last_epoch(run: Run) -> int:
 
 
 def images(runs: Sequence[Run]) -> Images | None:
-    """What was measured on, or None where every run diverged."""
+    """The images that were measured on, or None if every run diverged."""
     for run in whole(runs):
         evaluation = run.evaluation
         share = {split: evaluation.majority[split] for split in ("validation", "test")}
@@ -146,8 +146,9 @@ def images(runs: Sequence[Run]) -> Images | None:
 def summarize(found: dict[str, Row | Diverged]) -> dict[str, dict[str, float]]:
     """{regularizer: {metric: number}}, rounded to 6 digits: what `dvc metrics diff` shows.
 
-    DVC sorts metrics by name, so the names begin with what is read first. Nothing here but `difference` depends on
-    another regularizer: where one strength changes, only its own metrics do, at most six. The rest is in report.json.
+    DVC sorts metrics by name, so the names begin with what is read first. Only `difference` depends on another
+    regularizer, the baseline. So if the strength of any other one changes, only its own metrics change, at most six.
+    The rest is in report.json.
     """
     summary = {}
     for name, row in found.items():
@@ -170,7 +171,7 @@ def parse(data: bytes, where: str | Path = SUMMARY) -> dict[str, dict[str, float
     """A summary from its bytes; `where` is what to call it in messages.
 
     Raises:
-        UserError: it is in conflict or damaged.
+        UserError: it has conflict markers or is damaged.
     """
     try:
         return _SUMMARY.validate_json(tracked.text(data, where))
@@ -182,7 +183,7 @@ _SUMMARY = TypeAdapter(dict[str, dict[str, FiniteFloat]])
 
 
 def curves(runs: Sequence[Run]) -> list[dict]:
-    """A row for each run and epoch: {column of `CURVE_COLUMNS`: value}. What diverged is left out: it has no scale."""
+    """One row for each run and epoch: {column of `CURVE_COLUMNS`: value}. Regularizers that diverged are left out."""
     return [
         {"regularizer": run.name, "seed": run.seed} | row | {"epoch": int(row["epoch"])}
         for run in whole(runs)

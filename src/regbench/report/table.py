@@ -1,4 +1,4 @@
-"""The numbers of a report as tables: in a terminal of 80 columns what answers the question; more of it as Markdown."""
+"""A report's numbers as tables: for a terminal of 80 columns only what answers the question, as Markdown more."""
 
 import csv
 from collections.abc import Callable
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG = Path(".regbench/log")
-"""Where training writes the seconds of its epochs: no output of the pipeline holds a clock."""
+"""Where training logs the seconds of each epoch. The outputs of the pipeline contain no times."""
 
 LARGEST_CLASS = "largest class"
-"""The name of the row of a model that always names it."""
+"""The row of a model that always predicts the largest class."""
 
 Columns = dict[str, Callable[[Row], str]]
-"""Heading, and what stands below it for a row."""
+"""{heading: function that gives the text below it for a row}."""
 
-# Kinds that are about one thing. A column about it is there for them; for other kinds only where numbers say so.
+# Kinds grouped by what they act on. Columns about it are shown for them; some also if the numbers call for it.
 SPARSE = {"l1", "proximal_l1", "group_lasso"}
 OF_WEIGHTS = SPARSE | {"l2", "orthogonal", "weight_decay", "max_norm"}
 OF_OUTPUTS = {"label_smoothing", "mixup", "cutmix"}
 
 
 def terminal_columns(report: Report) -> Columns:
-    """What answers the question, as narrow as can be: where there are differences, only they have their interval."""
+    """What answers the question, as narrow as possible: if there are differences, only these have intervals."""
     compared = any(row.difference for row in measured(report.rows).values())
     columns: Columns = {"test %": lambda row: f"{100 * row.test.value:.1f}" if compared else percent(row.test)}
     if compared:
@@ -56,7 +56,7 @@ def answer_columns(report: Report) -> Columns:
 
 
 def effect_columns(found: dict[str, Row | Diverged]) -> Columns:
-    """What the lines did to weights and outputs, and what they cost: those columns that tell something about a line."""
+    """What the lines did to weights and outputs, and what they cost. Only columns that say something about a line."""
     rows = list(measured(found).values())
     kinds = {kind for row in rows for kind in row.kinds}
     penalised = any(row.reg_loss for row in rows)
@@ -106,12 +106,15 @@ EXPLAINED = {
 
 
 def legend(baseline: str | None, corrupted: int, found: dict[str, Row | Diverged]) -> tuple[str, str, str]:
-    """What the headings mean: of the terminal's table, the further ones of report.md's first table, and its second's.
+    """What the headings mean, in three texts.
 
     Args:
-        baseline: what others are compared with; None: nothing.
+        baseline: what others are compared with; None: nothing is compared.
         corrupted: how many test images were corrupted.
         found: {regularizer: its numbers}.
+
+    Returns:
+        the meanings for the terminal's table, for the other columns of report.md's first table, for its second table
     """
     picked = any(row.validation_pick for row in measured(found).values())
     said = ["test, val: accuracy" + ", * picked by validation" * picked]
@@ -135,12 +138,12 @@ def percent(estimate: Estimate) -> str:
 
 
 def diverged(row: Diverged, seeds: int) -> str:
-    """What stands in place of the numbers."""
+    """The text in place of the numbers of a regularizer that diverged."""
     return "diverged" if seeds == 1 else f"diverged, {len(row.diverged)} of {seeds}"
 
 
 def cells(report: Report, columns: Columns) -> dict[str, list[str]]:
-    """{regularizer: what stands in its row}; where classes are unequal, the largest class's share comes last."""
+    """{regularizer: the cells of its row}; if classes are unequal, the last row has the share of the largest class."""
     found = {}
     widest = "difference" if "difference" in columns else "test %"
     for name, row in report.rows.items():
@@ -155,13 +158,13 @@ def cells(report: Report, columns: Columns) -> dict[str, list[str]]:
 
 
 def markdown(report: Report) -> list[str]:
-    """The table that answers the question, a line an item."""
+    """The lines of report.md's first table, which answers the question."""
     columns = answer_columns(report)
     return _markdown(columns, cells(report, columns))
 
 
 def effects(report: Report) -> list[str]:
-    """The table of what the lines did to weights and outputs; nothing where no column tells something."""
+    """The lines of the table of what each line did to weights and outputs; empty if no column says something."""
     columns = effect_columns(report.rows)
     rows = {name: [cell(row) for cell in columns.values()] for name, row in measured(report.rows).items()}
     return _markdown(columns, rows) if columns else []
@@ -176,9 +179,9 @@ def _markdown(columns: Columns, rows: dict[str, list[str]]) -> list[str]:
 
 
 def seconds(report: Report, log: Path = LOG) -> dict[str, float]:
-    """{regularizer: seconds of training an epoch}, of those that were trained here; median over epochs and seeds.
+    """{regularizer: seconds of one training epoch}, median over epochs and seeds; only those that were trained here.
 
-    The first epoch is left out: the network is compiled in it.
+    The first epoch is left out if there are more: the network is compiled in it.
     """
     found = {}
     for name in measured(report.rows):
@@ -197,12 +200,12 @@ def _seconds(path: Path) -> list[float]:
 
 
 def terminal(report: Report, width: int = 80, cost: dict[str, float] | None = None) -> "Table":
-    """The table as `rich` prints it in so many columns. Where they are too few, names are cut, not numbers.
+    """The table, for `rich` to print. If the terminal is too narrow, names are cut, not numbers.
 
     Args:
         report: what it shows.
-        width: of the terminal, in columns.
-        cost: {regularizer: seconds an epoch}, where there are some.
+        width: of the terminal, in characters.
+        cost: {regularizer: seconds per epoch}; None or empty: the column is left out.
     """
     from rich import box
     from rich.table import Table
@@ -228,7 +231,7 @@ def show(path: Path = results.PATH) -> None:
     """Print the table of the last report, what it says, and where its figures are.
 
     Raises:
-        UserError: report.json is missing, in conflict or damaged.
+        UserError: report.json is missing, has conflict markers or is damaged.
     """
     from rich.console import Console
 

@@ -1,6 +1,7 @@
 """One reader for the results that Git tracks: report.json, metrics/summary.json, dvc.lock.
 
-Merges leave conflict markers in them, hands and disks damage them. All of that is said in words, with the way out.
+A merge may leave conflict markers in them; edits by hand or disk errors may damage them. Each error message says
+what is wrong and how to fix it.
 """
 
 import re
@@ -15,7 +16,7 @@ CONFLICT_IN_PAGE = re.compile(r"^(<{7}|>{7}|\|{7})( .*)?$", re.MULTILINE)
 
 
 def read(path: str | Path) -> bytes:
-    """A file's bytes."""
+    """A file's bytes. Raises a `UserError` if it is missing or can't be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -30,10 +31,10 @@ def text(data: bytes, where: str | Path, conflict: re.Pattern = CONFLICT) -> str
     Args:
         data: its bytes, in the workspace or in a commit.
         where: what to call it in messages.
-        conflict: what a line looks like that a merge left in it.
+        conflict: the pattern of a conflict marker.
 
     Raises:
-        UserError: it has conflict markers or is no text.
+        UserError: it has conflict markers or is not UTF-8 text.
     """
     try:
         decoded = data.decode("utf-8")
@@ -46,5 +47,5 @@ def text(data: bytes, where: str | Path, conflict: re.Pattern = CONFLICT) -> str
 
 
 def damaged(where: str | Path, reason: object) -> UserError:
-    """The error of a file that can't be what the pipeline wrote."""
+    """The error for a file that is not as the pipeline wrote it."""
     return UserError(f"{where} is damaged ({' '.join(str(reason).split())[:200]}): {WAY_OUT}")

@@ -11,13 +11,13 @@ from regbench.report.statistics import SIGNIFICANT, Estimate
 def sentences(
     rows: dict[str, Row | Diverged], seeds: Sequence[int], baseline: str | None, images: Images | None
 ) -> Iterator[str]:
-    """A sentence for each regularizer that is compared with the baseline, and what the numbers rest on.
+    """Sentences about runs that diverged, each comparison with the baseline, validation's pick, and the method.
 
     Args:
         rows: as from `summary.rows`.
-        seeds: of each regularizer.
-        baseline: the one that others are compared with; None: none.
-        images: None where every run diverged.
+        seeds: the same for each regularizer.
+        baseline: the regularizer that others are compared with; None: there is none.
+        images: None if every run diverged.
     """
     for name, row in rows.items():
         if isinstance(row, Diverged):
@@ -43,7 +43,7 @@ def sentences(
 
 
 def frozen(layer: str | None, runs: Sequence[Run]) -> Iterator[str]:
-    """A sentence about weights that were not trained, where `model.freeze` names a layer."""
+    """A sentence about weights that were not trained, if `model.freeze` names a layer."""
     measured = [run.evaluation for run in runs if not run.diverged and run.evaluation.kernel_weights]
     if layer and measured:
         share = measured[0].frozen_kernel_weights / measured[0].kernel_weights
@@ -67,7 +67,7 @@ def _comparison(name: str, row: Row, baseline: str, seeds: int) -> str:
 
 
 def _basis(compared: dict[str, Row], seeds: int, test_images: int) -> Iterator[str]:
-    """What intervals and p-values mean, and what so many seeds can tell."""
+    """What intervals and p-values mean, and how much this number of seeds can show."""
     corrected = f" p-values are corrected for {len(compared)} comparisons (Holm)." if len(compared) > 1 else ""
     values = " and the p-values (McNemar's exact test)" if compared else ""
     if seeds == 1:
@@ -102,7 +102,7 @@ def _basis(compared: dict[str, Row], seeds: int, test_images: int) -> Iterator[s
 
 def points(fraction: float) -> str:
     """A fraction as percentage points, with its sign."""
-    return f"{round(100 * fraction, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no sign of zero
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0 turns −0.0 into 0.0
 
 
 def interval(estimate: Estimate) -> str:

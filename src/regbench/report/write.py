@@ -1,4 +1,4 @@
-"""The last stage of the pipeline: from all runs to the results that Git tracks."""
+"""The last stage of the pipeline: makes the results that Git tracks from all runs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def report(plan: dict[str, Any], runs: Path = Path("runs")) -> None:
 
     Args:
         plan: plans/report.json, as `regbench.plan.read` returns it.
-        runs: where the runs are; what the plan does not name is moved out of it.
+        runs: the folder of the runs; what the plan does not name is moved out of it.
 
     Raises:
         UserError: a run is missing or damaged.
@@ -45,7 +45,7 @@ def report(plan: dict[str, Any], runs: Path = Path("runs")) -> None:
 def compile_report(
     plan: dict[str, Any], runs: Sequence[Run], rows: dict[str, Row | Diverged], drawn: Sequence[tuple[Path, str]]
 ) -> Report:
-    """What report.json holds, before its numbers are rounded.
+    """The content of report.json, before its numbers are rounded.
 
     Args:
         plan: as for `report`.
@@ -99,7 +99,7 @@ def markdown(report: Report) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """A JSON value with `DIGITS` significant digits a number."""
+    """A JSON value with each number rounded to `DIGITS` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):

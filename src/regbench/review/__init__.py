@@ -1,1 +1,1 @@
-"""For the reviewer of a pull request, from Git alone: are the results current, and what did the change do?"""
+"""For reviewers of a pull request: are the results current, and what did the change do? Reads only what Git has."""

@@ -1,7 +1,7 @@
 """Tables and numbers in README.md and docs/ that come from committed JSON: marked blocks, filled by `regbench docs`.
 
-A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; `tables.BLOCKS` says what is in it. `regbench check` fails
-where a block is not what its source says, so no number in it is typed by hand.
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; `tables.BLOCKS` gives its content. `regbench check` fails
+if a block differs from its source, so no number in a block is typed by hand.
 """
 
 import datetime
@@ -23,12 +23,12 @@ BLOCK = re.compile(r"<!-- (?P<name>[a-z0-9_]+) -->\n.*?<!-- /(?P=name) -->", re.
 
 
 def fill() -> list[Path]:
-    """Write every block of every page anew; the pages that changed.
+    """Rewrite every block of every page. Return the pages that changed.
 
-    Where report.json has changed since `docs/results.json` was written, this machine, day and commit are noted there.
+    If report.json has changed since `docs/results.json` was written, this machine, date and commit are recorded there.
 
     Raises:
-        UserError: a source is missing or damaged, or a page has a block of an unknown name.
+        UserError: a source is missing or damaged, or a block has an unknown name.
     """
     if results.PATH.exists() and tables.MADE.parent.is_dir():
         md5 = tables.md5(results.PATH)
@@ -44,7 +44,7 @@ def fill() -> list[Path]:
 
 
 def _noted() -> str | None:
-    """Of which report.json `docs/results.json` is; None where there is none or a merge left markers in it."""
+    """MD5 of the report.json that `docs/results.json` describes; None if the latter is missing or damaged."""
     try:
         return tables.read(tables.MADE).get("report_md5")
     except UserError:
@@ -52,7 +52,7 @@ def _noted() -> str | None:
 
 
 def stale() -> Iterator[str]:
-    """A line for each page with a block that is not what its source says."""
+    """One message for each page with a block that differs from its source."""
     for path in pages():
         text = tracked.text(path.read_bytes(), path, tracked.CONFLICT_IN_PAGE)
         if wrong := [found["name"] for found in BLOCK.finditer(text) if found[0] != _block(found["name"], path)]:
@@ -60,7 +60,7 @@ def stale() -> Iterator[str]:
 
 
 def uncommitted() -> list[str]:
-    """The pages with a block that the last commit does not have as its source says, and `docs/results.json`."""
+    """Pages whose blocks are missing or stale in the last commit, and `docs/results.json` if it is not committed."""
 
     def is_committed(path: Path) -> bool:
         text = (git.blob("HEAD", path) or b"").decode(errors="replace")
@@ -70,7 +70,7 @@ def uncommitted() -> list[str]:
 
 
 def pages() -> list[Path]:
-    """README.md and the pages under docs/, as far as they are there."""
+    """README.md and the pages under docs/, if they exist."""
     return [path for path in (Path("README.md"), *sorted(Path("docs").rglob("*.md"))) if path.exists()]
 
 
@@ -86,7 +86,7 @@ def _block(name: str, page: Path) -> str:
 
 
 def made_here() -> dict[str, Any]:
-    """This machine, day and commit."""
+    """This machine, today's date and the current commit."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -97,7 +97,7 @@ def made_here() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The make of the processor, as the system names it."""
+    """The model name of the processor, as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -1,6 +1,6 @@
-"""Are the committed results those of the committed params and code? From Git alone: no cache, no remote, no dvc.
+"""Do the committed results belong to the committed params and code? Needs Git only: no cache, no remote, no dvc.
 
-The plans are computed anew from params.yaml and the code, and compared with those that dvc.lock says the stages ran on.
+The plans are computed again from params.yaml and the code, and compared with the plans that dvc.lock records.
 """
 
 import ast
@@ -25,7 +25,7 @@ UNCOMMITTED = "not committed: "
 
 
 def check() -> list[str]:
-    """What is stale or not committed, a line each; nothing where the committed results are current.
+    """What is stale or not committed, one line each; empty if the committed results are current.
 
     Raises:
         UserError: params.yaml or dvc.lock can't be read, or this is not a Git repository.
@@ -50,14 +50,14 @@ def verify() -> None:
 
 
 def way_out(found: list[str]) -> str:
-    """What to do about what `check` found."""
+    """How to fix what `check` found."""
     return "Commit these files." if all(line.startswith(UNCOMMITTED) for line in found) else MEND
 
 
 def _stale(settings: Params, plans: dict[str, dict], lock: dict[str, Stage]) -> Iterator[str]:
     stages = _stages(settings)
     planned = {(plan.FOLDER / name).as_posix(): _md5(json_text(content).encode()) for name, content in plans.items()}
-    # DVC keeps what it knows of stages that are gone.
+    # Only these stages: dvc.lock keeps entries of stages that no longer exist.
     made = {path: md5 for name in stages if name in lock for path, md5 in lock[name].outs.items()}
     declared = lockfile.declared(settings)
     for name in stages:
@@ -72,7 +72,7 @@ def _stale(settings: Params, plans: dict[str, dict], lock: dict[str, Stage]) -> 
                 yield f"{name}: its deps or outs in dvc.yaml are not those that it ran with"
         for path, md5 in stage.deps.items():
             if path in planned and md5 != planned[path]:
-                yield f"{name}: its plan has changed since ({path})"
+                yield f"{name}: its plan has changed since it ran ({path})"
             elif path in made and md5 != made[path]:
                 yield f"{name}: ran on a different {path} from the one in dvc.lock"
     yield from _stale_files(lock)
@@ -80,13 +80,13 @@ def _stale(settings: Params, plans: dict[str, dict], lock: dict[str, Stage]) -> 
 
 
 def _stages(settings: Params) -> list[str]:
-    """The stages whose results count; `plan` itself runs after every edit."""
+    """The stages to check. `plan` is not among them: it runs after every edit anyway."""
     runs = [run.key for run in settings.runs]
     return ["prepare", *(f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")), "report"]
 
 
 def _stale_files(lock: dict[str, Stage]) -> Iterator[str]:
-    """Whether the results in the workspace are those that the report stage wrote."""
+    """Messages about results in the workspace that are missing or differ from what the report stage wrote."""
     for path, md5 in lock["report"].outs.items() if "report" in lock else ():
         if not Path(path).is_file():
             yield f"report: {path} is missing"
@@ -96,7 +96,7 @@ def _stale_files(lock: dict[str, Stage]) -> Iterator[str]:
 
 
 def _conflict(path: str, data: bytes) -> str | None:
-    """What is wrong with a text file that the report did not write, where its own reader knows."""
+    """What the reader of a changed result file finds wrong with it, or None."""
     try:
         if Path(path) == results.PATH:
             results.parse(data, path)
@@ -110,8 +110,8 @@ def _conflict(path: str, data: bytes) -> str | None:
 
 
 def _stale_report(settings: Params, lock: dict[str, Stage], made: dict[str, str | None]) -> Iterator[str]:
-    """Whether report.json was made on the plan and of the runs that dvc.lock has."""
-    if "report" not in lock or not results.PATH.exists():  # has been said
+    """Messages about a report.json that was not made from the plan and the runs in dvc.lock."""
+    if "report" not in lock or not results.PATH.exists():  # already reported
         return
     try:
         report = results.read()
@@ -132,7 +132,7 @@ def _stale_report(settings: Params, lock: dict[str, Stage], made: dict[str, str 
 
 
 def _stale_tables() -> list[str]:
-    """Whether the tables of README.md and docs/ are what the committed JSON says."""
+    """Messages about blocks of README.md and docs/ that differ from the committed JSON."""
     try:
         return list(blocks.stale())
     except UserError as error:
@@ -140,7 +140,7 @@ def _stale_tables() -> list[str]:
 
 
 def _folder_md5(files: dict[str, str], folder: str = "evaluation/") -> str:
-    """What DVC has as the MD5 of a folder: that of a JSON list of its files."""
+    """A folder's MD5 as DVC computes it: the MD5 of a JSON list of its files."""
     inside = {path.removeprefix(folder): md5 for path, md5 in files.items() if path.startswith(folder)}
     listed = [{"md5": inside[path], "relpath": path} for path in sorted(inside)]
     return _md5(json.dumps(listed, sort_keys=True).encode()) + ".dir"
@@ -154,7 +154,7 @@ def _md5(data: bytes) -> str:
 
 
 def _uncommitted(plans: dict[str, dict], lock: dict[str, Stage]) -> list[str]:
-    """Results, params and code that the last commit does not have as they are here."""
+    """Results, params and code that differ from the last commit or are not in it."""
     written = lock["report"].outs if "report" in lock else ()
     found = git.uncommitted(
         dict.fromkeys([parameters.PATH, plan.COSTS, lockfile.LOCK, lockfile.PIPELINE, *map(Path, written)])
@@ -163,14 +163,14 @@ def _uncommitted(plans: dict[str, dict], lock: dict[str, Stage]) -> list[str]:
 
 
 def _suspects(plans: dict[str, dict]) -> list[str]:
-    """A line with the params and code that have changed since dvc.lock was committed, where there are some."""
+    """One line that names the params and code changed since dvc.lock was committed; empty if there are none."""
     commit = git.last_commit_of(lockfile.LOCK)
     if commit is None:
         return []
     try:
         before = parameters.flat(git.blob(commit, parameters.PATH) or b"")
         changed = [*parameters.changes(before, parameters.flat(tracked.read(parameters.PATH)))]
-    except UserError:  # those of the commit
+    except UserError:  # params.yaml of that commit can't be read
         changed = [str(parameters.PATH)]
     changed += [
         path for path in git.changed_since(commit, _code(plans)) if _fingerprint(path) != _fingerprint(path, commit)
@@ -179,12 +179,12 @@ def _suspects(plans: dict[str, dict]) -> list[str]:
 
 
 def _code(plans: dict[str, dict]) -> Iterable[str]:
-    """The Python files that plans cover."""
+    """The Python files that the plans cover and that exist."""
     return sorted({path for content in plans.values() for path in content["code"] if Path(path).is_file()})
 
 
 def _fingerprint(path: str, revision: str | None = None) -> str | None:
-    """A file's fingerprint in the workspace or in a commit; None where it is not there or no Python."""
+    """A file's fingerprint in the workspace or in a commit; None if the commit lacks it or it is not valid Python."""
     data = git.blob(revision, path) if revision else Path(path).read_bytes()
     try:
         return None if data is None else plan.fingerprint(ast.parse(data))

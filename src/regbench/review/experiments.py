@@ -1,7 +1,8 @@
-"""DVC experiments and commits as a table: what each changed in params.yaml, and what came out. From Git alone.
+"""DVC experiments and commits as a table: what each changed in params.yaml, and its results. Reads only what Git has.
 
-Of the newest commit all regularizers are shown; of each other commit, experiment and of the workspace those that differ
-from where it came from. Older formats and damaged files are no error: what can't be read is "?".
+The newest commit is shown with all regularizers. Other commits, experiments and the workspace are shown only with those
+that differ from the revision they are based on. Older formats and damaged files are not an error: "?" marks what can't
+be read.
 """
 
 import csv
@@ -26,7 +27,7 @@ EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")
 """Where DVC keeps an experiment: below the hash of the commit that it started from."""
 
 CHANGES = 8
-"""How many changed params are named of one revision, in the terminal."""
+"""At most this many changed params are listed for a revision in the terminal."""
 
 WITHOUT_RESULT = ("cluster.", "live.")
 """Sections of params.yaml that no result depends on."""
@@ -36,7 +37,7 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True)
 class Number:
-    """A fraction and its 95 % interval; infinity is what can't be read, None what is not there."""
+    """A fraction and its 95 % interval. Infinity: can't be read. None: there is no such number."""
 
     value: float | None = None
     low: float | None = None
@@ -45,13 +46,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one regularizer.
+    """The results of one regularizer.
 
     Attributes:
         regularizer: the key under `reg`.
         validation, test: accuracies.
         difference: test accuracy minus that of the baseline of the same revision.
-        verdict: better, worse, can't tell or diverged; ? where it can't be read.
+        verdict: better, worse, can't tell or diverged; empty for the baseline; ? if it can't be read.
         pick: whether validation picks it.
     """
 
@@ -69,11 +70,11 @@ class Revision:
 
     Attributes:
         name: what to call it.
-        about: a few words more.
-        params: {key: value}, or None where params.yaml can't be read.
-        rows: {regularizer: what came out}.
-        changes: what differs in params from where it came from, an item a key.
-        shown: those of `rows` to show.
+        about: shown beside the name: the subject of a commit, or the base of an experiment.
+        params: {key: value}, or None if params.yaml can't be read.
+        rows: {regularizer: its results}.
+        changes: params that differ from the revision it is based on, one item for each key.
+        shown: which of `rows` to show.
     """
 
     name: str
@@ -88,9 +89,9 @@ def show(commits: int = 3, sort: str | None = None, markdown: bool = False, as_c
     """Print the table: for a terminal, as Markdown or as CSV.
 
     Args:
-        commits: how many of the last commits with other results.
-        sort: val, test or name; by default the workspace, experiments and commits, newest first.
-        markdown, as_csv: instead of the table for a terminal.
+        commits: how many commits to show: the newest ones that changed a result.
+        sort: val, test or name; None: the workspace, then experiments, then commits, newest first.
+        markdown, as_csv: print this format instead of the table for a terminal.
 
     Raises:
         UserError: this is not a Git repository with a commit.
@@ -110,7 +111,7 @@ def show(commits: int = 3, sort: str | None = None, markdown: bool = False, as_c
 
 
 def revisions(commits: int = 3) -> list[Revision]:
-    """The workspace where it differs, experiments and commits with results, newest first."""
+    """The workspace if it differs, then experiments, then commits with results, newest first."""
     git.require_commit()
     history = _history()
     newest = next(history, None)
@@ -128,14 +129,14 @@ def revisions(commits: int = 3) -> list[Revision]:
 
 
 def _history() -> Iterator[Revision]:
-    """The commits whose files of results changed, newest first."""
+    """The commits that changed a file of results, newest first."""
     paths = map(str, (results.PATH, summary.SUMMARY))
     for line in git.output("log", "--format=%H%x09%h%x09%s", "--", *paths).splitlines():
         yield _committed(*line.split("\t", 2))
 
 
 def _differing(newest: Revision, older: Iterator[Revision]) -> Iterator[Revision]:
-    """The newest commit with all its rows, and older ones with those that differ from the commit before."""
+    """The newest commit with all its rows, and older ones with only the rows that differ from the commit before."""
     for place, (now, before) in enumerate(itertools.pairwise(itertools.chain([newest], older, [None]))):
         compared = _compared(now, before, all_rows=place == 0)
         if compared.shown:
@@ -161,7 +162,7 @@ def _committed(commit: str, name: str, about: str) -> Revision:
 
 
 def _read(name: str, about: str, params: Any, report: Any, metrics: Any) -> Revision:
-    """A revision from functions that give the bytes of its files, or None."""
+    """A revision, from functions that return the bytes of its files, or None if there is no such file."""
 
     def data(read: Any) -> bytes:
         try:
@@ -181,7 +182,7 @@ def _equal(one: Revision, other: Revision) -> bool:
 
 
 def _compared(now: Revision, before: Revision | None, all_rows: bool = False) -> Revision:
-    """A revision with what differs from another one."""
+    """A revision with `changes` and `shown` filled from a comparison with another one; None: all rows are shown."""
     if before is None:
         return replace(now, shown=tuple(now.rows.values()))
     if now.params is None or before.params is None:
@@ -192,14 +193,14 @@ def _compared(now: Revision, before: Revision | None, all_rows: bool = False) ->
             for key in parameters.changes(before.params, now.params)
             if not key.startswith(WITHOUT_RESULT)
         )
-    # Another row may have become the best one, and nothing else of this one changed.
+    # `pick` alone is not a difference: it also changes when another row becomes the best.
     old = {name: replace(row, pick=False) for name, row in before.rows.items()}
     differ = (row for name, row in now.rows.items() if all_rows or replace(row, pick=False) != old.get(name))
     return replace(now, changes=changes, shown=tuple(differ))
 
 
 def _change(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
-    """As `dvc exp run -S` has it: + before a new key, ~ before one that is gone."""
+    """A change, written as for `dvc exp run -S`: + before a new key, ~ before a removed one."""
     if key not in now:
         return _printable(f"~{key}")
     if key not in before:
@@ -213,7 +214,7 @@ def _value(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what a terminal would take for commands."""
+    """The text with ? in place of characters that a terminal could take as commands."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -221,13 +222,13 @@ def _printable(text: str) -> str:
 
 
 def rows(report: bytes, metrics: bytes) -> dict[str, Row]:
-    """{regularizer: what came out}, of report.json or, where it can't be read, of metrics/summary.json."""
+    """{regularizer: its results}, from report.json or, if that can't be read, from metrics/summary.json."""
     for data, row in ((_mapping(report, "rows"), _of_report), (_mapping(metrics), _of_summary)):
         if data:
             found = {_printable(name): row(_printable(name), it) for name, it in data.items()}
             if any(isinstance(it, dict) and "validation_pick" in it for it in data.values()):
                 return found
-            # An older report, and metrics, don't say what validation picks.
+            # Older reports and metrics/summary.json don't say which regularizer validation picks.
             picked = max(found.values(), key=lambda it: _or_least(it.validation.value))
             known = not math.isinf(_or_least(picked.validation.value))
             return found | ({picked.regularizer: replace(picked, pick=True)} if known else {})
@@ -235,7 +236,7 @@ def rows(report: bytes, metrics: bytes) -> dict[str, Row]:
 
 
 def _mapping(data: bytes, *keys: str) -> dict[str, Any]:
-    """A part of a JSON file that should be a mapping; empty where it is not."""
+    """A part of a JSON file that should be a mapping; empty if it is not."""
     try:
         found = json.loads(data)
         for key in keys:
@@ -250,7 +251,7 @@ def _of_report(name: str, raw: Any) -> Row:
         return _unknown(name)
     if "diverged" in raw:
         return Row(name, Number(), Number(), Number(), "diverged")
-    # The baseline has neither.
+    # The baseline has no difference and no verdict.
     difference = _estimate(raw["difference"]) if "difference" in raw else Number()
     verdict = raw.get("verdict", "" if "difference" not in raw else "?")
     return Row(
@@ -269,7 +270,7 @@ def _of_summary(name: str, raw: Any) -> Row:
     if "diverged" in raw:
         return Row(name, Number(), Number(), Number(), "diverged")
 
-    def first(*keys: str) -> Number:  # the second one is version 0.1's
+    def first(*keys: str) -> Number:  # the second key is from version 0.1
         return Number(_fraction(next((raw[key] for key in keys if key in raw), None)))
 
     difference = Number(_fraction(raw["difference"])) if "difference" in raw else Number()
@@ -295,7 +296,7 @@ def _estimate(raw: Any) -> Number:
 
 
 def _fraction(value: Any) -> float:
-    """A number of a file; infinity stands for one that can't be read."""
+    """A number from a file, or infinity if it can't be read."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if number else math.inf
 
@@ -308,7 +309,7 @@ def _or_least(value: float | None) -> float:
 
 
 def ordered(found: Sequence[Revision], sort: str | None) -> list[Revision]:
-    """Revisions and their rows, the best first, or by name; as they are where `sort` is None."""
+    """Revisions and their rows, best first; or revisions by name; or, with None, in the given order."""
     if sort is None:
         return [*found]
     if sort == "name":
@@ -331,7 +332,7 @@ LEGEND = (
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
-    """What stands below `HEADINGS`."""
+    """The text below each of `HEADINGS`."""
     return (
         f"{_percent(row.validation)}{'*' if row.pick else ' '}",
         _percent(row.test),
@@ -359,7 +360,7 @@ def _text(number: Number, words: Any) -> str:
 
 
 def terminal(found: Sequence[Revision], console: "Console") -> None:
-    """Print revisions, each over its rows; where columns are too few, names are cut, not numbers."""
+    """Print each revision above its rows. If the terminal is too narrow, names are cut, not numbers."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -394,7 +395,7 @@ def terminal(found: Sequence[Revision], console: "Console") -> None:
 
 
 def markdown_lines(found: Sequence[Revision]) -> list[str]:
-    """A table in Markdown, a line an item."""
+    """The lines of a Markdown table. Revisions without rows to show are left out."""
 
     def escaped(text: str) -> str:
         return re.sub(r"([|*~_<`\\])", r"\\\1", text.strip())
@@ -409,7 +410,7 @@ def markdown_lines(found: Sequence[Revision]) -> list[str]:
 
 
 def csv_text(found: Sequence[Revision]) -> str:
-    """A table as CSV, fractions with all their digits; what can't be read is empty."""
+    """The table as CSV, fractions with all digits. Numbers that can't be read are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = [f"{name}{end}" for name in ("test", "difference") for end in ("", "_low", "_high")]

@@ -1,4 +1,4 @@
-"""What the review and the runner ask of Git. Errors are in words."""
+"""Git commands of the review, the search and the runner. A failure becomes a readable `UserError`."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from regbench.errors import UserError
 
 OF_ANOTHER = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_INDEX_FILE", "GIT_PREFIX")
-"""Variables that lead Git to another repository than that of the working directory; its hooks set some of them."""
+"""Variables that make Git use a repository other than the working directory's; Git sets some of them in hooks."""
 
 
 def require_commit() -> None:
@@ -19,18 +19,18 @@ def require_commit() -> None:
 
 
 def commit(revision: str) -> str | None:
-    """The hash of the commit that a revision names, or None where there is none."""
+    """The hash of the commit that a revision names, or None if there is none."""
     done = _run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return None if done.returncode else done.stdout.decode().strip()
 
 
 def named(name: str) -> str:
-    """The hash of the commit that a revision or an experiment of DVC's names.
+    """The hash of the commit that a revision or the name of a DVC experiment stands for.
 
-    Experiments of several commits may have a name; then it is the last commit's, or else the newest one.
+    Several experiments may have the same name. The one based on HEAD comes first, otherwise the newest one.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such revision or experiment.
     """
     if found := commit(name):
         return found
@@ -43,7 +43,7 @@ def named(name: str) -> str:
 
 
 def merge_base(first: str, second: str) -> str:
-    """The commit at which two revisions parted."""
+    """The last common ancestor of two revisions."""
     done = _run("merge-base", first, second)
     if done.returncode:
         raise UserError(f"{first} and {second} share no history here (in CI: fetch the whole history)")
@@ -51,13 +51,13 @@ def merge_base(first: str, second: str) -> str:
 
 
 def blob(revision: str, path: str | Path) -> bytes | None:
-    """A file's bytes in a commit, or None where it is not in it; the path starts at the working directory."""
+    """A file's bytes in a commit, or None if the commit lacks it. The path is relative to the working directory."""
     done = _run("show", f"{revision}:./{Path(path).as_posix()}")
     return None if done.returncode else done.stdout
 
 
 def uncommitted(paths: Iterable[str | Path]) -> list[str]:
-    """Those of the files that differ from the last commit or are not in it, in their order."""
+    """The files, in the given order, that differ from the last commit or are not in it."""
     paths = [Path(path).as_posix() for path in paths]
     changed = _names("diff", "--name-only", "--relative", "-z", "HEAD", "--", *paths)
     committed = _names("ls-tree", "-r", "--name-only", "-z", "HEAD", "--", *paths)
@@ -65,12 +65,12 @@ def uncommitted(paths: Iterable[str | Path]) -> list[str]:
 
 
 def changed_since(revision: str, paths: Iterable[str | Path]) -> list[str]:
-    """Those files below the paths that differ between a commit and the workspace, new ones left out."""
+    """The files below the paths that differ between a commit and the workspace; untracked files are left out."""
     return sorted(_names("diff", "--name-only", "--relative", "-z", revision, "--", *map(str, paths)))
 
 
 def last_commit_of(path: str | Path) -> str | None:
-    """The last commit that changed a file, or None where none has."""
+    """The last commit that changed a file, or None if there is none."""
     return output("log", "-1", "--format=%H", "--", str(path)).strip() or None
 
 
@@ -79,11 +79,11 @@ def output(*arguments: str, input: bytes | None = None, **variables: str) -> str
 
     Args:
         arguments: the command, without `git`.
-        input: what it reads from its standard input.
+        input: bytes for its standard input.
         variables: further environment variables.
 
     Raises:
-        UserError: it failed; with what Git says.
+        UserError: the command failed; the message quotes Git.
     """
     done = _run(*arguments, input=input, **variables)
     if done.returncode:
@@ -104,5 +104,5 @@ def _run(*arguments: str, input: bytes | None = None, **variables: str) -> subpr
         return subprocess.run(command, input=input, capture_output=True, env=environment)
     except FileNotFoundError:
         raise UserError("Git is not installed, or not on the PATH") from None
-    except ValueError as error:  # a path that no file can have, from a damaged file
+    except ValueError as error:  # an impossible path (with a null byte), from a damaged file
         raise UserError(f"`git {arguments[0]}` can't be asked about {arguments[-1]!r}: {error}") from None

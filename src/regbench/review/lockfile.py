@@ -1,4 +1,4 @@
-"""dvc.lock and dvc.yaml: which stage ran on what, and which command each should have run."""
+"""dvc.lock: what each stage ran on and wrote. dvc.yaml: the command, deps and outs that each stage should have."""
 
 import re
 from collections import Counter
@@ -16,12 +16,12 @@ PIPELINE = Path("dvc.yaml")
 
 @dataclass(frozen=True)
 class Stage:
-    """What dvc.lock says of one stage.
+    """The entry of one stage in dvc.lock.
 
     Attributes:
         cmd: its command.
-        deps: {path: MD5} of what it ran on.
-        outs: {path: MD5} of what it wrote; a folder's ends with `.dir`.
+        deps: {path: MD5} of what it ran on; None if dvc.lock has no MD5.
+        outs: {path: MD5} of what it wrote, likewise; the MD5 of a folder ends with `.dir`.
     """
 
     cmd: str
@@ -31,7 +31,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Declared:
-    """What dvc.yaml says of one stage."""
+    """The entry of one stage in dvc.yaml."""
 
     cmd: str
     deps: frozenset[str]
@@ -41,10 +41,10 @@ class Declared:
 def read(path: Path = LOCK) -> dict[str, Stage]:
     """dvc.lock of the workspace: {stage: what it ran on and wrote}.
 
-    DVC keeps what it knows of stages that are gone.
+    It also has entries of stages that no longer exist: DVC keeps them.
 
     Raises:
-        UserError: it is missing, in conflict or damaged.
+        UserError: it is missing, has conflict markers or is damaged.
     """
     return parse(tracked.read(path), path)
 
@@ -72,7 +72,7 @@ def _md5s(entries: list[dict]) -> dict[str, str | None]:
 
 
 def declared(settings: Params, path: Path = PIPELINE) -> dict[str, Declared]:
-    """{stage: what dvc.yaml says of it} for the runs of params; `matrix` stages are named as `train@l2-0`."""
+    """{stage: its entry in dvc.yaml}; a `matrix` stage has one entry for each run of params, such as `train@l2-0`."""
     raw = _yaml(tracked.read(path), path)
     found = {}
     try:
@@ -101,9 +101,9 @@ def _declared(stage: dict, values: dict[str, str]) -> Declared:
     return Declared(filled(stage["cmd"]), paths("deps"), paths("outs", "metrics", "plots"))
 
 
-# PyYAML's parser in C, where it is built: a large dvc.lock takes seconds in Python.
+# PyYAML's C parser if it is available: for a large dvc.lock the Python parser takes seconds.
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML's safe subset; no key may be there twice."""
+    """A loader for YAML's safe subset that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))

@@ -12,12 +12,12 @@ PATH = Path("params.yaml")
 
 
 def flat(data: bytes, where: str | Path = PATH) -> dict[str, Any]:
-    """{key with dots: value} of a params file, in its order; a list is one value.
+    """A params file as {dotted key: value}, in file order; a list is one value. Empty if the file holds no keys.
 
-    The file need not be valid: the params of another commit may have had other keys.
+    The keys are not checked: the params of another commit may have had other keys.
 
     Raises:
-        UserError: it is in conflict or no YAML.
+        UserError: the file has conflict markers or is not valid YAML.
     """
     try:
         raw = yaml.load(tracked.text(data, where), Loader=params.Loader)
@@ -32,14 +32,15 @@ def flat(data: bytes, where: str | Path = PATH) -> dict[str, Any]:
         else:
             found[key] = value
 
-    visit("", raw)
+    if raw and isinstance(raw, dict):
+        visit("", raw)
     return found
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (value before, value now)} of keys that are new, gone or changed, in the order of the file now.
+    """{key: (value before, value now)} of keys that are new, removed or changed, in the order of the current file.
 
-    A key that is gone stands where it was. A value is None where the key is not there.
+    A removed key keeps its former place. Its value now is None; so is the value before of a new key.
     """
     order, place = list(now), 0
     for key in before:
@@ -54,4 +55,4 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any,
 def _differs(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
     absent = object()
     first, second = before.get(key, absent), now.get(key, absent)
-    return first != second or isinstance(first, bool) != isinstance(second, bool)  # True == 1
+    return first != second or isinstance(first, bool) != isinstance(second, bool)  # in Python, True == 1

@@ -1,4 +1,4 @@
-"""Two commits → what changed between them, as Markdown, from Git alone."""
+"""Two commits → what changed between them, as Markdown. Reads only what Git has."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ METRICS = {
     "near zero": lambda row: row.near_zero,
     "exactly zero": lambda row: row.exact_zeros,
 }
-"""What is compared besides test accuracy; None where a version did not measure it."""
+"""Metrics compared besides test accuracy. A value is None if a version did not measure it."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Version:
     """The results of a commit or of the workspace.
 
     Attributes:
-        params: {key: value} of params.yaml, or None where it can't be read.
-        report: report.json, or None where it can't be used.
-        accuracies: {regularizer: test accuracy, None if it diverged} of metrics/summary.json, where there is no report.
-        test_images: MD5 of the test images, or None where dvc.lock does not say.
-        problems: what could not be read, in words.
+        params: {key: value} of params.yaml, or None if it can't be read.
+        report: report.json, or None if it can't be used.
+        accuracies: {regularizer: test accuracy, None if it diverged} from metrics/summary.json; empty with a report.
+        test_images: MD5 of the test images, or None if dvc.lock does not have it.
+        problems: what could not be read, as messages.
     """
 
     params: dict[str, Any] | None
@@ -60,14 +60,14 @@ class Version:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one regularizer.
+    """How one regularizer changed between two versions.
 
     Attributes:
         name: the key under `reg`.
         cells: its test accuracy before and now, as text.
         word: better, worse, can't tell, the same, new, gone, or why nothing is compared.
-        estimate: how much test accuracy changed; of a new regularizer, its difference to the baseline.
-        seeds: how many seeds the word is about: those that both versions have.
+        estimate: how much test accuracy changed; for a new regularizer, its difference to the baseline.
+        seeds: how many seeds were compared: those that both versions have; 0 if no seeds were compared.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Change:
 
 
 def report(base: str, images: str = "") -> str:
-    """Markdown: what changed from where this branch left `base` to the workspace.
+    """Markdown: what changed between the merge base of HEAD and `base`, and the workspace.
 
     Args:
         base: a Git revision.
@@ -98,7 +98,7 @@ def between(first: str, second: str | None = None, images: str = "") -> str:
     """Markdown: what changed from one revision to another, or to the workspace.
 
     Args:
-        first, second: Git revisions or names of DVC's experiments; no second one: the workspace.
+        first, second: Git revisions or names of DVC experiments; None as `second`: the workspace.
         images: as for `report`.
 
     Raises:
@@ -112,7 +112,7 @@ def between(first: str, second: str | None = None, images: str = "") -> str:
 
 
 def _markdown(title: str, base: str, commit: str | None, images: str) -> str:
-    """The whole report, from a commit to another or to the workspace."""
+    """The whole report, from commit `base` to another commit or, with None, to the workspace."""
     stale = check.check() if commit is None else []
     before, now = committed(base), workspace() if commit is None else committed(commit)
     if now.report is None:
@@ -141,17 +141,17 @@ def _markdown(title: str, base: str, commit: str | None, images: str) -> str:
 
 
 def workspace() -> Version:
-    """The results that lie here.
+    """The results in the workspace.
 
     Raises:
-        UserError: one can't be read.
+        UserError: one of the files can't be read.
     """
     found = parameters.flat(tracked.read(parameters.PATH))
     return Version(found, results.read(), {}, _test_images(tracked.read(lockfile.LOCK), lockfile.LOCK))
 
 
 def committed(commit: str) -> Version:
-    """The results of a commit; what can't be read of them is among its `problems`."""
+    """The results of a commit. Files that can't be read are reported in its `problems`."""
     problems = []
 
     def read(path: Path, parse: Any, otherwise: Any) -> Any:
@@ -183,11 +183,11 @@ def _test_images(data: bytes, where: str | Path) -> str | None:
 
 
 def compare(before: Version, now: Version, changed: dict[str, Any] | None) -> list[Change]:
-    """What became of each regularizer, those that are gone last.
+    """How each regularizer changed; removed ones come last.
 
     Args:
         before, now: the two versions; `now` has a report.
-        changed: the params that did, by key; None where that is not known.
+        changed: the params that changed, by key; None if that is not known.
     """
     if before.test_images and now.test_images:
         same_images = before.test_images == now.test_images
@@ -248,7 +248,7 @@ def _by_summary(name: str, cells: tuple[str, str], old: float | None, new: Row |
 
 
 def _better_or_worse(old: Sequence[int], new: Sequence[int], images: int) -> tuple[str, Estimate]:
-    """Whether test accuracy changed: seed by seed, or of one seed as two proportions; of counts of right images."""
+    """Whether test accuracy changed, from counts of correct images: paired by seed; one seed as two proportions."""
     if len(new) > 1:
         estimate = statistics.difference_over_seeds(old, new, images)
         real = estimate.p < SIGNIFICANT
@@ -260,7 +260,7 @@ def _better_or_worse(old: Sequence[int], new: Sequence[int], images: int) -> tup
 
 
 def _cell(version: Version, name: str) -> str:
-    """Test accuracy of a regularizer, with its interval and how many seeds."""
+    """Test accuracy of a regularizer, with its interval and the number of seeds."""
     if name not in version.names:
         return "–"
     if version.report is None:
@@ -271,7 +271,7 @@ def _cell(version: Version, name: str) -> str:
 
 
 def _md5s(report: Report, name: str | None = None) -> dict[str, str | None]:
-    """{run: MD5 of its evaluation.json}, of one regularizer or all: it holds all numbers of a run."""
+    """{run: MD5 of its evaluation.json}, of one regularizer or all. That file holds all numbers compared here."""
     return {
         run: files.get("evaluation/evaluation.json")
         for run, files in report.runs.items()
@@ -346,7 +346,7 @@ def _runs(before: Report | None, now: Report) -> list[str]:
 def _accuracies(regularizers: Sequence[Change], before: Version, now: Version) -> list[str]:
     rows = []
     for it in regularizers:
-        # Of a new one the estimate is a difference to the baseline, which the word names.
+        # For a new regularizer, the estimate is the difference to the baseline, and `word` names the baseline.
         by = interval(it.estimate) if it.estimate else ""
         if it.seeds not in (0, len(now.report.seeds)):
             by += f", n = {it.seeds}"
@@ -377,7 +377,7 @@ def _accuracies(regularizers: Sequence[Change], before: Version, now: Version) -
 
 
 def _metrics(before: Report | None, now: Report) -> list[str]:
-    """A row for each other metric of a regularizer that changed."""
+    """One row for each metric of a regularizer that changed, test accuracy left out."""
     if before is None:
         return ["Not known."]
     old, new = results.measured(before.rows), results.measured(now.rows)
@@ -395,7 +395,7 @@ def _number(value: float | None) -> str:
 
 
 def _is_other(path: str, base: str, commit: str | None) -> bool:
-    """Whether a file lies in a commit or here, and not as in the base."""
+    """Whether a file exists in `commit` (None: in the workspace) and differs from the one in `base`."""
     here = Path(path).read_bytes() if commit is None and Path(path).is_file() else None
     now = here if commit is None else git.blob(commit, path)
     return now is not None and now != git.blob(base, path)

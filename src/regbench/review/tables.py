@@ -1,4 +1,4 @@
-"""What is in each table and list that `blocks` fills: of the committed JSON and of the catalogue, as Markdown."""
+"""The content of each block that `blocks` fills, as Markdown, from the committed JSON and the catalogue."""
 
 import datetime
 import hashlib
@@ -16,10 +16,10 @@ from regbench.report.results import Diverged, Report, Row
 from regbench.report.statistics import Estimate, difference_over_seeds, mean_over_seeds
 
 LABEL = re.compile(r"^(?=[A-Z][^.:;\n]*: |Equals )", re.MULTILINE)
-"""The start of a line of a docstring such as `Source: …`, which becomes an item of a list."""
+"""The start of a docstring line such as `Source: …`. Each such line becomes a list item."""
 
 MADE = Path("docs/results.json")
-"""Where, when and from which commit the committed results were made; the results themselves hold no clock."""
+"""Where, when and from which commit the committed results were made; the results themselves contain no times."""
 
 BENCHMARKS = Path("benchmarks/results.json")
 ARTICLE = Path("docs/article/article.json")
@@ -34,7 +34,7 @@ STUDY = Path("docs/study/results.json")
 
 
 def _results(folder: Path | None = None) -> str:
-    """The committed results of params.yaml; those of a study, which has its files in `folder`, best first."""
+    """The committed results of params.yaml; with `folder`, those of the study there, sorted best first."""
     (report, made), rows = _report(folder), []
     ordered = [*report.rows.items()]
     if folder:
@@ -53,12 +53,12 @@ def _results(folder: Path | None = None) -> str:
 
 
 def _article() -> str:
-    """The committed results beside the article's."""
+    """The committed results next to the article's."""
     (report, made), article = _report(), read(ARTICLE)
     rows = []
     for name, accuracy in article["validation_accuracy"].items():
         row, printed = report.rows.get(name), article["reg_loss"].get(name)
-        # Of the article's dataset, kind and strength.
+        # Only results with the article's dataset, kind and strength are comparable.
         line = ((), ()) if name == "none" else ((name,), (article["strength"],))
         same = isinstance(row, Row) and report.dataset == "cifar10" and (row.kinds, row.strengths) == line
         here = (f"{row.test.value:.1%}", f"{row.reg_loss:.4f}") if same else ("–", "–")
@@ -74,7 +74,7 @@ def _article() -> str:
 
 
 def _trainings() -> str:
-    """A training beside the article's way, by image size and batch."""
+    """Times of one training, the article's way and regbench, by image size and batch size."""
     part = _part("trainings")
     units = {"step_ms": "step, ms", "epoch_seconds": "epoch, s", "first_step_seconds": "first step, s"}
     rows = [
@@ -93,7 +93,7 @@ def _trainings() -> str:
 
 
 def _comparison() -> str:
-    """The whole comparison beside the article's way, on each make of processor."""
+    """Times of the whole comparison, the article's way and regbench, on each processor model."""
     parts, rows = [*map(_of_machine, read(BENCHMARKS)["comparison"])], []
     for part in parts:
         for article in part["article"]:
@@ -122,7 +122,7 @@ def _comparison() -> str:
 
 
 def _ablation() -> str:
-    """What each trick brings, by switching it off."""
+    """What each optimization saves, measured by switching it off."""
     part = _part("ablation")
     rows = [
         (name, f"{row['epoch_seconds']:+.1f}".replace("-", "−"), f"{row['first_step_seconds']:+.1f}".replace("-", "−"))
@@ -173,7 +173,7 @@ def _others() -> str:
 
 
 def _agreement() -> str:
-    """How far two trainings part."""
+    """How far the weights of regbench, and of a control, are from the article's after 500 steps."""
     part = _part("agreement")
     far = part["relative_difference"]["500"]
     return (
@@ -184,7 +184,7 @@ def _agreement() -> str:
 
 
 def _search() -> str:
-    """What a search picks beside the full grid."""
+    """What a search picks and what the full grid picks."""
     found = _of_machine(read(SEARCH))
     rows = [
         (
@@ -205,7 +205,7 @@ def _search() -> str:
 
 
 def _averages() -> str:
-    """The article's setting, read with both averages of batch normalization."""
+    """The article's setting, evaluated with moving and with recomputed averages of batch normalization."""
     found = _of_machine(read(AVERAGES))
     last = {
         name: {
@@ -241,7 +241,7 @@ def _averages() -> str:
 
 
 def _article_at_224() -> str:
-    """The article's own setting, beside what the article prints, after its last epoch and by epoch."""
+    """The article's own setting next to the numbers that the article prints: after its last epoch and by epoch."""
     found, article = _of_machine(read(AT_224)), read(ARTICLE)
     runs = {name: seeds[0] for name, seeds in found["runs"].items()}
 
@@ -281,13 +281,13 @@ def _article_at_224() -> str:
 
 
 def _beside_none(accuracy: dict[str, float], name: str) -> str:
-    """An accuracy and, in brackets, its difference to none's."""
+    """An accuracy and, in brackets, its difference to that of `none`."""
     difference = "" if name == "none" else f" ({verdicts.points(accuracy[name] - accuracy['none'])})"
     return f"{accuracy[name]:.1%}{difference}"
 
 
 def _batch_norm() -> str:
-    """None and l2 with batch normalization and without it."""
+    """`none` and `l2`, each with and without batch normalization."""
     found, rows = _of_machine(read(BATCH_NORM)), []
     for batch_norm, part in found["batch_norm"].items():
         for name, row in part["rows"].items():
@@ -312,7 +312,7 @@ def _study() -> str:
 
 
 def _seeds_apart() -> str:
-    """The default with nine seeds, and with three of them at a time, on the machine that has trained the most."""
+    """The default settings with nine seeds and with three of them at a time, on the machine with the most results."""
     found = _of_machine(max(read(SEEDS), key=lambda record: len(record["results"])))
     rows = [
         (f"{it['seeds'][0]} to {it['seeds'][-1]}", *_row_of_seeds(name, row))
@@ -324,7 +324,7 @@ def _seeds_apart() -> str:
 
 
 def _makes() -> str:
-    """The default with seeds 0 to 2 on each make of processor."""
+    """The default settings with seeds 0 to 2, on each processor model."""
     records = [*map(_of_machine, read(SEEDS))]
     rows = [
         (record["processor"], record["commit"], *_row_of_seeds(name, row))
@@ -340,7 +340,7 @@ SEEDS_HEADING = ("regularizer", "test accuracy, % [95 %]", "sd", "difference to 
 
 
 def _row_of_seeds(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    """The cells below `SEEDS_HEADING` of a row of report.json with several seeds."""
+    """The cells below `SEEDS_HEADING`, from a row of report.json that has several seeds."""
     difference = Estimate(**row["difference"]) if row["difference"] else None
     compared = _compared(difference, row["p_corrected"], row["verdict"])
     return name, _percent(Estimate(**row["test"])), f"{100 * row['test_sd']:.2f}", *compared
@@ -352,7 +352,7 @@ def _recipe(part: str) -> str:
 
 
 def _as_measured(part: dict[str, Any]) -> str:
-    """A table that stands in JSON as it does in the page, below its note."""
+    """A note and a table whose heading and rows are already in the JSON."""
     made = where(part, besides=part["heading"])
     return f"{part['note']}; {made}.\n\n{table(tuple(part['heading']), part['rows'])}"
 
@@ -380,6 +380,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "others": _others,
     "agreement": _agreement,
     "scale": lambda: _as_measured(_part("dvc_at_scale")),
+    "cluster": lambda: _as_measured(_part("cluster")),
     "gpu": lambda: _as_measured(_part("gpu")),
     "search": _search,
     "coverage": lambda: _as_measured(_of_machine(read(COVERAGE))),
@@ -403,11 +404,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def _report(folder: Path | None = None) -> tuple[Report, dict[str, Any]]:
-    """report.json, and where and when it was made; a study has copies of both in `folder`."""
+    """report.json, and where and when it was made; for a study, the copies of both in `folder`."""
     path, noted = (folder / results.PATH, folder / MADE.name) if folder else (results.PATH, MADE)
     made = read(noted)
     if made.get("report_md5") != md5(path):
-        raise UserError(f"{noted} is of another {path}" + ("" if folder else "; run `make docs`"))
+        raise UserError(f"{noted} belongs to another version of {path}" + ("" if folder else "; run `make docs`"))
     return results.read(path), made
 
 
@@ -420,7 +421,7 @@ def _of_machine(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> Any:
-    """A committed JSON file; a `UserError` where it is damaged or in conflict."""
+    """A committed JSON file. Raises a `UserError` if it is missing, damaged or has conflict markers."""
     try:
         return json.loads(tracked.text(tracked.read(path), path))
     except ValueError as error:
@@ -439,7 +440,7 @@ def table(heading: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def where(made: dict[str, Any], besides: Sequence[str] = ()) -> str:
-    """Machine, date and commit of a measurement; without those of `besides`, a table's headings."""
+    """Machine, date and commit of a measurement. A part that is among the table headings `besides` is left out."""
     date = datetime.date.fromisoformat(made["date"])
     said = f"{date.day} {date:%B %Y}"
     if "machine" not in besides:
@@ -454,7 +455,7 @@ def _seeds(report: Report) -> str:
 
 
 def _with_strength(name: str, row: Row) -> str:
-    """`l2, 0.001`; a combination is only named."""
+    """`l2, 0.001`; for a combination, only its name."""
     return f"{name}, {row.strengths[0]:g}" if row.kinds == (name,) and row.strengths else name
 
 
@@ -475,6 +476,6 @@ def _p(p: float) -> str:
 
 
 def _spread(values: dict[str, float], digits: int) -> str:
-    """A median, with lowest and highest where there are several."""
+    """A median, with the lowest and highest value if there are several."""
     median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "low", "high"))
     return median if values["n"] == 1 else f"{median} ({low}–{high})"

@@ -1,1 +1,1 @@
-"""Many runs: side by side on one machine, or on many."""
+"""Train many runs: side by side on one machine, or on several machines."""

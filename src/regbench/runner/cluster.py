@@ -1,7 +1,7 @@
-"""Bring everything up to date on many machines: one Ray task for each run that is missing.
+"""Bring everything up to date on many machines: one Ray task for each missing run.
 
-DVC's remote store is all that the machines share. Ray places the runs, starts those again whose node or worker was
-lost, and ships this code. DVC's run cache knows what is done.
+The machines share only DVC's remote store. Ray places the runs, restarts those whose node or worker was lost, and
+ships this code. DVC's run cache records what is done.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 RETRIES = 10
-"""How often Ray starts a run again that was cut off, on whichever node has room."""
+"""How many times Ray restarts a run that was cut off, on any node that has room."""
 
 LOGS = Path(".regbench/cluster")
 TAIL = 20
 """Lines of a failed run's log to show."""
 
 STATES = {"clone and pull": "clones", "train and evaluate": "starts", "push": "pushes"}
-"""{what a node says that it does: the state in the table}."""
+"""{step that a node reports: state that the table shows}."""
 
 
 class Board:
-    """What is known of the runs that have begun, kept by a Ray actor beside the head."""
+    """Where runs have begun and what they report, kept by a Ray actor, if possible on the driver's node."""
 
     def __init__(self) -> None:
         self.attempts = Counter()
@@ -47,17 +47,17 @@ class Board:
         self.lines = []
 
     def begin(self, run: str, node_id: str, name: str) -> int:
-        """Note where a run begins, and return which attempt that is, from 1."""
+        """Record where a run begins, and return the number of this attempt, from 1."""
         self.attempts[run] += 1
         self.states[run] = {"node_id": node_id, "node": name, "attempt": self.attempts[run]}
         return self.attempts[run]
 
     def note(self, run: str, words: str) -> None:
-        """Note what a run says."""
+        """Record a line that a run reports."""
         self.lines.append((run, words))
 
     def read(self) -> tuple[dict[str, dict], list[tuple[str, str]]]:
-        """{run: where it is}, and (run, what it has said) since the last call."""
+        """Return {run: where it is}, and the (run, line) pairs reported since the last call."""
         lines, self.lines = self.lines, []
         return self.states, lines
 
@@ -66,7 +66,7 @@ def repro(address: str) -> None:
     """Bring all results up to date on the Ray cluster at `address`, then report here.
 
     Raises:
-        UserError: nothing could begin, or runs failed of themselves.
+        UserError: nothing could begin, the remote store did not answer, or runs are missing at the end.
     """
     settings = local.begin()
     if below := git.output("rev-parse", "--show-prefix").strip():
@@ -80,7 +80,7 @@ def repro(address: str) -> None:
     _, remote = store.facts()
     if not remote:
         raise UserError(
-            "the machines of a cluster share nothing but DVC's remote store, and this repository has no default one; "
+            "the machines of a cluster share only DVC's remote store, and this repository has no default remote; "
             "for example `dvc remote add --default store s3://bucket/regbench` (docs/scale.md)"
         )
     with connected(address) as ray:
@@ -107,7 +107,7 @@ def _repro(ray: "ModuleType", remote: str, settings: Params) -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}. The others are here and in the "
-            "remote store. Called again, only the missing ones are tried"
+            "remote store. Run the command again to train only the missing ones"
         )
     local.dvc("repro")
 
@@ -125,7 +125,7 @@ def _say(words: str) -> None:
 
 
 def _restore(runs: list[str]) -> dict[str, str]:
-    """Bring results that the cache or the remote store has here; {run: train or evaluate} of those that are missing."""
+    """Restore results from the cache or the remote store. Returns {missing run: next stage, train or evaluate}."""
 
     def attempt() -> dict[str, str]:
         try:
@@ -148,15 +148,15 @@ def _patiently(attempt: Callable[[], worker.Result]) -> worker.Result:
 
 
 def _project(remote: str) -> worker.Project:
-    """This working tree as it travels: every file that Git does not ignore, committed or not."""
+    """This working tree as it is sent to the nodes: every file that Git does not ignore, committed or not."""
     changed = [line[3:] for line in git.output("status", "--porcelain").splitlines() if line[3:] != str(LOCK)]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         _say(f"Uncommitted changes are sent along: {', '.join(changed[:5])}{more}")
     with tempfile.TemporaryDirectory() as folder:
-        # An index of its own leaves the user's alone; fixed dates and names let equal files make an equal commit.
+        # A separate index leaves the user's unchanged. With fixed names and dates, equal files give equal commits.
         environment = {"GIT_INDEX_FILE": f"{folder}/index"}
-        if git.commit("HEAD"):  # so that files that Git has and would ignore are in it too
+        if git.commit("HEAD"):  # includes tracked files that .gitignore matches
             git.output("read-tree", "HEAD", **environment)
         for who in ("GIT_AUTHOR", "GIT_COMMITTER"):
             environment |= {f"{who}_NAME": "regbench", f"{who}_EMAIL": "", f"{who}_DATE": "2000-01-01T00:00Z"}
@@ -173,14 +173,14 @@ def _project(remote: str) -> worker.Project:
 
 
 def _short_lock() -> bytes:
-    """dvc.lock without the runs: a node's DVC takes seconds to write a long one, and its clone stays good longer."""
+    """dvc.lock without the runs: a node's DVC writes it faster, and new results do not make its clone outdated."""
     whole = yaml.safe_load(LOCK.read_text())
     whole["stages"] = {name: whole["stages"][name] for name in ("plan", "prepare")}
     return yaml.safe_dump(whole, sort_keys=False).encode()
 
 
 def node_config(remote: str) -> str:
-    """`.dvc/config.local` for a node. A remote store in a folder has its whole path: a relative one would be wrong."""
+    """`.dvc/config.local` for a node. A remote store in a folder has its absolute path: a relative one would fail."""
     from configobj import ConfigObj
     from dvc.repo import Repo
 
@@ -195,7 +195,7 @@ def node_config(remote: str) -> str:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator["ModuleType"]:
-    """Ray, connected to its cluster at `address`; a search connects once a round."""
+    """Connect Ray to its cluster at `address`, and disconnect at the end. A search connects once per round."""
     ray = _connect(address)
     try:
         yield ray
@@ -213,7 +213,7 @@ def _connect(address: str) -> "ModuleType":
     try:
         host, _, port = address.rpartition(":")
         if port.isdecimal():
-            # Ray itself tries for a minute and a half, and then ends the process.
+            # Ray itself would try for 90 seconds, and then end the process.
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
@@ -225,7 +225,7 @@ def _connect(address: str) -> "ModuleType":
 
 
 def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missing: dict[str, str]) -> dict[str, str]:
-    """Run what is `missing`, {run: train or evaluate}, and show it until all have ended; {run: why it failed}."""
+    """Carry out `missing`, {run: train or evaluate}, and show progress. Returns {run: why it failed}."""
     size, failed = settings.cluster, {}
     for module in (worker, sys.modules[__name__]):
         ray.cloudpickle.register_pickle_by_value(module)
@@ -239,7 +239,7 @@ def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missin
         num_gpus=gpus,
         max_retries=RETRIES,
         retry_exceptions=[worker.CutOffError],
-        # Over the nodes, so that a first run on each clones and pulls while others do the same.
+        # Spread the runs over the nodes, so that all nodes clone and pull at the same time.
         scheduling_strategy="SPREAD",
     )
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -247,7 +247,7 @@ def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missin
     if not any(
         node["Resources"].get("CPU", 0) >= size.cpus and node["Resources"].get("GPU", 0) >= gpus for node in alive
     ):
-        _say("No node of the cluster has as many; waiting for one that has. cluster: in params.yaml says how many")
+        _say("No node has that many CPUs and GPUs; waiting for one. Set them under cluster: in params.yaml")
     shared = ray.put(project)
     waiting = {task.remote(shared, board, run, stage == "evaluate", size.cpus): run for run, stage in missing.items()}
     runs = progress.Progress(missing, settings.train.epochs, at_a_time=len(missing))
@@ -263,17 +263,17 @@ def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missin
                     try:
                         outcome = ray.get(reference)
                     except (ray.exceptions.RayError, worker.CutOffError) as error:
-                        failed[run] = f"cut off, and not tried again: {error}"
-                        screen.end(run, failed=True)
+                        failed[run] = f"cut off; no attempts left: {error}"
+                        seen.end(run, None)
                         continue
                     if outcome.log is not None:
                         failed[run] = outcome.log
-                    seen.end(outcome)
+                    seen.end(run, outcome)
     except KeyboardInterrupt:
         done = len(missing) - len(waiting) - len(failed)
         print(
-            f"\ninterrupted: {done} of {len(missing)} runs done and kept in the remote store; those that were running "
-            f"end. `make repro CLUSTER=…` trains the others",
+            f"\ninterrupted: {done} of {len(missing)} runs done and kept in the remote store; running ones "
+            f"are stopped. `make repro CLUSTER=…` trains the others",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -281,7 +281,7 @@ def _submit(ray: "ModuleType", project: worker.Project, settings: Params, missin
 
 
 class _Seen:
-    """What the runs on the nodes have said, shown here and in logs of this machine's own."""
+    """Shows what the runs on the nodes report, and writes it to logs on this machine."""
 
     def __init__(self, runs: progress.Progress, screen: progress.Screen) -> None:
         self.runs, self.screen = runs, screen
@@ -289,7 +289,7 @@ class _Seen:
         self.logs: dict[str, live.Log] = {}
 
     def look(self, states: dict[str, dict], lines: list[tuple[str, str]], waiting: set[str], alive: set[str]) -> None:
-        """Note where runs are and what they have said; a run whose node is lost waits again."""
+        """Record where runs are and what they have reported. A run whose node is lost goes back to waiting."""
         for run, it in states.items():
             if run in waiting and it["node_id"] in alive and self.attempts.get(run) != it["attempt"]:
                 self.attempts[run] = it["attempt"]
@@ -306,18 +306,24 @@ class _Seen:
 
     def _log(self, epoch: live.Epoch) -> None:
         before = [row for row in live.read(epoch.run) if row["epoch"] < epoch.epoch]
-        if epoch.run not in self.logs or len(before) < len(live.read(epoch.run)):  # another attempt begins again
+        if epoch.run not in self.logs or len(before) < len(live.read(epoch.run)):  # a new attempt starts over
+            self._close(epoch.run)
             self.logs[epoch.run] = live.Log(epoch.run, before)
         row = dataclasses.asdict(epoch)
         self.logs[epoch.run].add({name: row[name] for name in live.COLUMNS if name in row})
 
-    def end(self, outcome: worker.Outcome) -> None:
-        """A run has ended, of itself or well."""
-        if log := self.logs.pop(outcome.run, None):
-            log.close()
+    def end(self, run: str, outcome: worker.Outcome | None) -> None:
+        """Record that a run has ended. An outcome with a log is an error of its own; None: it was cut off."""
+        self._close(run)
+        if outcome is None or outcome.log is not None:
+            self.screen.end(run, failed=True)
+            return
         seconds = ", ".join(f"{name} {value:g}" for name, value in outcome.seconds.items())
-        words = f"{outcome.run} done on {outcome.node}; seconds: {seconds}"
-        self.screen.end(outcome.run, failed=outcome.log is not None, words="" if outcome.log is not None else words)
+        self.screen.end(run, failed=False, words=f"{run} done on {outcome.node}; seconds: {seconds}")
+
+    def _close(self, run: str) -> None:
+        if log := self.logs.pop(run, None):
+            log.close()
 
 
 def _read(ray: "ModuleType", board: Any) -> tuple[dict[str, dict], list[tuple[str, str]]]:
@@ -328,15 +334,16 @@ def _read(ray: "ModuleType", board: Any) -> tuple[dict[str, dict], list[tuple[st
 
 
 def _task(project: worker.Project, board: Any, run: str, trained: bool, cpus: float) -> worker.Outcome:
-    """One run, in a worker process of a node."""
+    """Carry out one run, in a worker process of a node."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
     name = f"{socket.gethostname()}/{node_id[:6]}"
-    # The head has looked before it began; after a loss the results may be there all the same.
+    # The driver has already looked for results. A lost earlier attempt may have pushed some since.
     try:
-        fetch = trained or ray.get(board.begin.remote(run, node_id, name), timeout=60) > 1
+        attempt = ray.get(board.begin.remote(run, node_id, name), timeout=60)
+        fetch = trained or attempt > 1
     except ray.exceptions.RayError:
-        fetch = True  # the board is lost, and the table lacks this run; no reason not to train
+        fetch = True  # the board is lost: the table lacks this run, but the run can be trained
     runs = max(1, int(os.cpu_count() / cpus))  # as if the node were full
     return worker.carry_out(project, run, name, runs, fetch, lambda words: board.note.remote(run, words))

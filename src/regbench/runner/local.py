@@ -1,7 +1,7 @@
 """Bring everything up to date on this machine: `dvc repro`, with the runs side by side.
 
 DVC has no --jobs, but several `dvc repro --single-item` may run at once. Plain `dvc repro` gives the same bits, one run
-after another. Whatever DVC says is shown, but for a few lines that say nothing here.
+after another. DVC's output is shown, except for a few lines that are of no use here.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,31 +40,31 @@ CHATTER = re.compile(
     """,
     re.VERBOSE,
 )
-"""Lines of DVC's that are dropped."""
+"""Lines of DVC's output that are not shown."""
 
 PATIENCE = 20
 """Seconds for the stages to end after Ctrl-C, before they are killed."""
 
 BYTES_OF_RUN = 50 * machine.MIB
-"""What a run of the default network writes: a model, its copy in DVC's cache, and checkpoints while it trains."""
+"""Bytes that a run of the default network writes: a model, its copy in DVC's cache, and checkpoints while training."""
 
 
 def repro(jobs: int | None = None) -> None:
     """Bring all results up to date.
 
     Args:
-        jobs: how many runs to train at a time, by default by cores and memory.
+        jobs: how many runs to train at a time; None chooses by cores and memory.
 
     Raises:
         UserError: params.yaml is wrong, DVC can't work here, or runs failed.
     """
     settings = begin()
-    # DVC takes seconds to say what is plain in a fresh clone.
+    # In a fresh clone `dvc status` takes seconds and its answer is known.
     if Path("prepared").exists() and not stale():
         print("Everything is up to date.")
         return
     cache, remote = store.facts()
-    # Nothing can be taken instead of training from a cache that is empty.
+    # Without a remote store and with an empty cache, there are no results to restore.
     fresh = not remote and not any(cache.glob("*/*"))
     check_writable(Path.cwd(), cache)
     runs, found = [run.key for run in settings.runs], {}
@@ -82,10 +83,11 @@ def repro(jobs: int | None = None) -> None:
 
 
 def begin() -> Params:
-    """Check all that can be checked before DVC is touched, and mend its files; the settings.
+    """Check everything that can be checked before DVC is called, and repair DVC's files. Returns the settings.
 
     Raises:
-        UserError: params.yaml is wrong, a stage would overwrite the dataset, or there is no Git repository.
+        UserError: params.yaml is wrong, DVC would delete the dataset or a file of the model or miss its changes, a
+            package for `live` is not installed, or there is no Git repository.
     """
     check_git()
     settings = params.load()
@@ -97,7 +99,7 @@ def begin() -> Params:
     return settings
 
 
-# What has to be there before an hour of training
+# Checks before an hour of training
 
 
 def check_git() -> None:
@@ -118,10 +120,10 @@ def check_writable(project: Path, cache: Path) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"0")
         except OSError as error:
-            # Of the folder, not of the file that was tried.
+            # Name the folder, not the temporary file.
             error = OSError(error.errno, error.strerror, str(folder))
             raise UserError(errors.in_words(error) or f"{folder} can't be written: {error}") from None
-    # A cache may be shared, and hold folders that others have made.
+    # A shared cache may hold folders that other users created.
     for folder in (
         cache / "files/md5",
         *(cache / "files/md5").glob("??"),
@@ -131,8 +133,8 @@ def check_writable(project: Path, cache: Path) -> None:
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(
                 f"DVC's cache can't be written: {folder} belongs to {_owner(folder)}. If you share this cache, ask for "
-                "`dvc config cache.shared group` and `chmod -R g+w`. `dvc cache dir --local .dvc/cache` takes one of "
-                "your own"
+                "`dvc config cache.shared group` and `chmod -R g+w`. `dvc cache dir --local .dvc/cache` sets up a "
+                "cache of your own"
             )
 
 
@@ -162,7 +164,7 @@ def stale() -> dict[str, list]:
     """The stages that are out of date, {name: why}.
 
     Raises:
-        UserError: DVC can't say; its own words have been printed.
+        UserError: `dvc status` failed; its own message has been printed.
     """
     command = worker.dvc("status", "--json", wait=False)
     done = subprocess.run(command, stdout=subprocess.PIPE, env=worker.environment(1), encoding="utf-8")
@@ -172,7 +174,7 @@ def stale() -> dict[str, list]:
 
 
 def restore(runs: list[str], remote: str | None) -> tuple[dict[str, str], str | None]:
-    """What `store.restore` finds of runs and of their images, and the remote store, or None where it can't be read."""
+    """Restore stages of runs and `prepare`. Returns what was found, and `remote`, or None if it can't be read."""
     stages = ["prepare", *stages_of(runs)]
     if remote:
         try:
@@ -183,17 +185,17 @@ def restore(runs: list[str], remote: str | None) -> tuple[dict[str, str], str | 
 
 
 def stages_of(runs: list[str]) -> list[str]:
-    """The stages of runs, in the order in which they depend on each other."""
+    """The stages of runs, each after the stages it depends on."""
     return [f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")]
 
 
 def missing_of(runs: list[str], found: dict[str, str]) -> dict[str, str]:
-    """{run: train or evaluate, whichever is next} of those runs that are not wholly among the stages `found`."""
+    """{run: its next stage, train or evaluate} for the runs whose stages are not all in `found`."""
     return {run: "evaluate" if f"train@{run}" in found else "train" for run in runs if f"evaluate@{run}" not in found}
 
 
 def say_taken(runs: list[str], found: dict[str, str], all_done: bool) -> None:
-    """Print how many of the runs that are done came from DVC's cache or from the remote store."""
+    """Print how many finished runs were taken from DVC's cache and how many from the remote store."""
     sources = {run: {found[stage] for stage in stages_of([run])} for run in runs}
     pulled = sum("pulled" in source for source in sources.values())
     cached = sum("cached" in source for source in sources.values() if "pulled" not in source)
@@ -210,7 +212,7 @@ def say_taken(runs: list[str], found: dict[str, str], all_done: bool) -> None:
 
 
 class Commands:
-    """DVC's commands that are running; those that still run when the `with` block is left are ended."""
+    """The DVC commands that are running. Those still running at the end of the `with` block are ended."""
 
     def __init__(self, runs: int = 1) -> None:
         limit = machine.gpu_mib(runs)
@@ -223,7 +225,7 @@ class Commands:
         return self
 
     def run(self, command: Sequence[str], show: Callable[[str], None]) -> tuple[int, str]:
-        """Run a command to its end, `show` called with each line; its exit code and all it printed."""
+        """Run a command to its end and call `show` with each line. Returns its exit code and its whole output."""
         with self.lock:
             if self.ending:
                 return signal.SIGINT, ""
@@ -247,13 +249,14 @@ class Commands:
             for process in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
+            deadline = time.monotonic() + PATIENCE
             for process in left:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE)
+                    process.wait(max(0, deadline - time.monotonic()))
 
 
 def dvc(*arguments: str) -> None:
-    """Run one DVC command and show what it says; a `UserError` where it fails."""
+    """Run one DVC command and show its output. Raises a `UserError` if it fails."""
     with Commands() as commands:
         code, output = commands.run(worker.dvc(*arguments, wait=False), show)
     if code:
@@ -265,7 +268,7 @@ def dvc(*arguments: str) -> None:
 
 
 def show(line: str) -> None:
-    """Print a line of DVC's or a stage's."""
+    """Print a line from DVC or a stage."""
     if line.endswith("\r"):  # a progress bar
         if sys.stdout.isatty():
             print(line, end="", flush=True)
@@ -274,7 +277,7 @@ def show(line: str) -> None:
 
 
 def said(line: str) -> str | None:
-    """A line of DVC's or a stage's without its end; None for a progress bar and for what says nothing here."""
+    """A line from DVC or a stage without its line end; None for a progress bar and for lines in `CHATTER`."""
     text = line.rstrip("\r\n")
     return None if line.endswith("\r") or CHATTER.fullmatch(text) else text
 
@@ -296,7 +299,7 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
     runs = progress.Progress(missing, settings.train.epochs, at_a_time)
     room = threading.Semaphore(at_a_time)
     with ThreadPoolExecutor(at_the_end) as pool, Commands(at_the_end) as commands:
-
+        # Once only the last `at_the_end` runs are left, let all of them run together.
         def make_room(left: int) -> None:
             if left == at_the_end > at_a_time:
                 room.release(at_the_end - at_a_time)
@@ -306,7 +309,7 @@ def run_all(settings: Params, missing: dict[str, str], jobs: int | None) -> None
                 if (text := said(line)) is not None:
                     screen.line(key, text)
 
-            # Without --wait-for-lock, DVC gives up after 3 seconds that another run, or another DVC, holds the lock.
+            # Without --wait-for-lock, DVC gives up when another run or another DVC holds the lock for 3 seconds.
             command = worker.dvc("repro", "--single-item", f"train@{key}", f"evaluate@{key}")
             with room:
                 if not commands.ending:

@@ -1,7 +1,7 @@
-"""dvc.lock, where DVC notes what each stage was run on and what it wrote: mend it where DVC refuses to read it.
+"""Repair dvc.lock, where DVC records the inputs and outputs of each stage, if DVC refuses to read it.
 
-A merge conflict or a kill while DVC was writing leaves such a file. DVC's run cache and the remote store have the
-results that its replacement does not name, so nothing is trained again.
+A merge conflict, or a kill while DVC was writing, leaves such a file. Its replacement may not list all results. DVC's
+run cache and the remote store still have them, so nothing is trained again.
 """
 
 import json
@@ -19,12 +19,12 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def mend() -> list[str]:
-    """Replace a dvc.lock that DVC refuses by the last commit's, or delete it; delete a damaged rwlock.
+    """Replace a dvc.lock that DVC refuses with the last commit's, or delete it; delete a damaged rwlock.
 
-    An rwlock also loses the entries of processes that have ended.
+    Entries of processes that have ended are removed from a valid rwlock.
 
     Returns:
-        what was done, a line each.
+        one line for each repair.
     """
     done = []
     if _is_refused(LOCK, _read_lock):
@@ -44,10 +44,10 @@ def mend() -> list[str]:
 
 
 def _release_ended() -> None:
-    """Drop what processes that were killed hold in the rwlock.
+    """Remove the entries of killed processes from the rwlock.
 
-    DVC takes a zombie for alive: a process that has ended, but whose parent has not collected its exit code. In a
-    container whose first process is a shell, a zombie stays for ever.
+    DVC treats a zombie as alive: a process that has ended, but whose parent has not collected its exit code. In a
+    container whose first process is a shell, a zombie stays forever.
     """
     from dvc.lock import make_lock
 
@@ -70,7 +70,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _is_refused(path: Path, read: Callable[[], bool]) -> bool:
-    """Whether a file can't be read, nor a second later: another DVC may be writing it just now."""
+    """Whether a file can't be read now and still can't a second later: another DVC may be writing it just now."""
     for pause in (1, 0):
         if not path.exists() or read():
             return False
@@ -92,7 +92,7 @@ def _read_lock() -> bool:
 
 
 def _rwlock() -> dict:
-    """What the rwlock holds, in DVC's own schema."""
+    """The content of the rwlock, checked with DVC's own schema."""
     from dvc.rwlock import SCHEMA
 
     return SCHEMA(json.loads(RWLOCK.read_bytes()))

@@ -1,7 +1,7 @@
-"""What the user sees while runs train: a live table on a terminal, else a line an epoch with the time left.
+"""What the user sees while runs train: a live table on a terminal, otherwise one line per epoch with the time left.
 
 The numbers come from the lines that the stages print (`regbench.live`), so they are the same on this machine and on a
-cluster. Every other line is printed above the table.
+cluster. All other lines are printed above the table.
 """
 
 import contextlib
@@ -23,27 +23,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 100
-"""Columns of a terminal from which the table has one for the nodes of a cluster."""
+"""From this terminal width on, in characters, the table shows the nodes of a cluster."""
 
 ONCE = re.compile(r"TensorFlow(:| can't use)")
-"""What each process says of its machine, and is shown once."""
+"""Lines that each process prints about its machine. Each is shown once."""
 
 ENDED = ("done", "diverged", "failed")
 
 
 @dataclass
 class Run:
-    """A run on its way. Times are in seconds, of `Progress.now`.
+    """How far one run is. Times are in seconds, by the clock `Progress.now`.
 
     Attributes:
         key: such as `l2-0`.
-        epochs: how many it trains; 0: it is evaluated only.
-        state: waiting, starts, trains, evaluates, or how it ended; on a cluster what its node does.
+        epochs: how many it trains; 0 if it is only evaluated.
+        state: waiting, starts, trains, evaluates, or one of `ENDED`; on a cluster also clones or pushes.
         node: where it is, on a cluster.
-        last: its last epoch.
-        diverged: whether its training ended before its time.
-        began, first, heard, ended: when it began, when its first and last epoch were heard of, when it ended.
-        seconds: of an epoch, with its validation.
+        last: its last epoch so far.
+        diverged: whether its training stopped early because its loss was not finite.
+        began: when it began.
+        first: when its first epoch since then was reported.
+        heard: when its last epoch or its divergence was reported; when it began to be evaluated if neither was.
+        ended: when it ended.
+        seconds: the duration of one epoch, including validation; None until it is known.
     """
 
     key: str
@@ -68,8 +71,8 @@ class Progress:
     """How far all runs are, and how long they will take.
 
     Args:
-        missing: {run: train or evaluate, whichever is next}.
-        epochs: of each run.
+        missing: {run: its next stage, train or evaluate}.
+        epochs: how many epochs each run trains.
         at_a_time: how many runs go at once.
         now: a clock, in seconds.
     """
@@ -82,7 +85,7 @@ class Progress:
         self.begun, self.lock = 0, threading.RLock()
 
     def begin(self, key: str, node: str = "") -> int:
-        """Note that a run begins, or begins again; how many have begun so far."""
+        """Record that a run begins, or begins again. Returns how many runs have begun so far."""
         run = self.runs[key]
         with self.lock:
             self.begun += run.began is None
@@ -91,12 +94,12 @@ class Progress:
             return self.begun
 
     def hear(self, key: str, line: str) -> Epoch | None:
-        """Note what a line of a run says; the epoch, if it is of one."""
+        """Record what a line of a run says. Returns the epoch if the line reports one, else None."""
         run, epoch, now = self.runs[key], live.parse(line), self.now()
         with self.lock:
             if run.state in ENDED:  # on a cluster a line may come late
                 return epoch
-            if run.began is None:  # nobody has said where it begins: the cluster's board was lost
+            if run.began is None:  # its begin was not reported: the cluster's board was lost
                 self.begin(key)
             if epoch:
                 if epoch.epoch < epoch.epochs:
@@ -112,26 +115,26 @@ class Progress:
         return epoch
 
     def end(self, key: str, failed: bool) -> None:
-        """Note that a run has ended."""
+        """Record that a run has ended."""
         run = self.runs[key]
         with self.lock:
             run.state = "failed" if failed else "diverged" if run.diverged else "done"
             run.ended = self.now()
 
     def note(self, key: str, state: str) -> None:
-        """Note what a run does."""
+        """Set the state of a run, if it is running."""
         if self.runs[key].running:
             self.runs[key].state = state
 
     def lose(self, keys: Iterable[str]) -> None:
-        """Note that runs have lost their node, and wait for another."""
+        """Record that runs have lost their node and wait for another one."""
         for key in keys:
             self.runs[key].state = "waiting"
 
     # How long it takes
 
     def left(self, run: Run) -> float | None:
-        """Seconds until a run has ended, or None where no epoch has shown yet how long one takes."""
+        """Estimated seconds until a run ends. None while the duration of an epoch is not known yet."""
         if run.state in ENDED:
             return 0
         tail, since = self._tail(), run.began if run.heard is None else run.heard
@@ -151,7 +154,7 @@ class Progress:
         return max(0, self._start() + run.epochs * seconds - silent) + tail
 
     def left_of_all(self) -> float | None:
-        """Seconds until all runs have ended, or None where that can't be said yet."""
+        """Estimated seconds until all runs have ended. None while that is not known yet."""
         with self.lock:
             running = [self.left(run) for run in self.runs.values() if run.running]
             waiting = [self.left(run) for run in self.runs.values() if run.state == "waiting"]
@@ -165,11 +168,11 @@ class Progress:
         return max(free_after)
 
     def _start(self) -> float:
-        """Seconds from a run's begin to that of its first epoch, as measured so far."""
+        """Mean seconds from the begin of a run to the begin of its first epoch, as measured so far."""
         return self._mean(lambda run: None if run.first is None else run.first - run.began - (run.seconds or 0))
 
     def _tail(self) -> float:
-        """Seconds from a run's last epoch to its end, as measured so far."""
+        """Mean seconds from the last epoch of a run to the end of the run, as measured so far."""
         return self._mean(lambda run: run.ended - run.heard if run.state == "done" and run.heard is not None else None)
 
     def _mean(self, measure: Callable[[Run], float | None]) -> float:
@@ -179,7 +182,7 @@ class Progress:
     # In words
 
     def counts(self) -> str:
-        """How many runs are done, run, wait and failed, and the time left."""
+        """The numbers of runs that are done, failed, running and waiting, and the time left, as text."""
         states = Counter(
             "running" if run.running else "done" if run.state == "diverged" else run.state for run in self.runs.values()
         )
@@ -189,7 +192,10 @@ class Progress:
         return ", ".join(words) + (f"; about {clock(left)} left" if left else "")
 
     def table(self, width: int = 80, height: int = 24) -> "Table":
-        """All runs, or as many as fit into a terminal: those that run first, then those that ended, then others."""
+        """A table of the runs, in their given order.
+
+        If not all fit into the terminal, running ones are kept first, then the last that ended, then waiting ones.
+        """
         from rich import box
         from rich.table import Table
 
@@ -237,7 +243,7 @@ class Progress:
 
 
 COLUMNS = {"epoch": 9, "cross-\nentropy": 8, "reg\nloss": 8, "val.\nacc. %": 6, "images/s": 8, "left": 8}
-"""Heading and width of what the table says of an epoch."""
+"""{heading: width} of the table's columns about an epoch."""
 
 
 def _short(value: float) -> str:
@@ -251,24 +257,24 @@ class Screen(Protocol):
     """Where the runs are shown."""
 
     def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
-        """A run begins; on a cluster on a node."""
+        """Show that a run begins; on a cluster, on which node."""
 
     def line(self, key: str, text: str) -> None:
-        """A run, or its DVC, has printed a line."""
+        """Show a line that a run, or its DVC, has printed."""
 
     def end(self, key: str, failed: bool, words: str = "") -> None:
-        """A run has ended; `words` say so, where more is known than its state."""
+        """Show that a run has ended; `words`, if any, are shown instead of its state."""
 
 
 class Lines:
-    """A line for all that happens: for logs and pipes."""
+    """Prints one line for each event: for logs and pipes."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.said = progress, set()
         self.several = progress.at_a_time > 1
 
     def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
-        """Say which of all runs begins."""
+        """Print which run begins, and how many have begun."""
         number = f"run {self.progress.begin(key, node)} of {len(self.progress.runs)}"
         if node:
             self.say(f"{key} running on {node}, attempt {attempt}: {number} ({self.progress.counts()})")
@@ -276,7 +282,7 @@ class Lines:
             self.say(f"{key}: {number}")
 
     def line(self, key: str, text: str) -> None:
-        """Print it, behind the name of its run; that of an epoch says how long all runs take."""
+        """Print a line after the name of its run. The line of an epoch also gets the time left of all runs."""
         if self.progress.hear(key, text) and (left := self.progress.left_of_all()) is not None:
             text += f", {clock(left)} of all"
         if ONCE.match(text):
@@ -287,18 +293,18 @@ class Lines:
         self.say(text if named else f"{key}: {text}")
 
     def end(self, key: str, failed: bool, words: str = "") -> None:
-        """Say how many have ended."""
+        """Print that a run has ended, and how many have."""
         self.progress.end(key, failed)
         self.say(f"{words or f'{key}: {self.progress.runs[key].state}'} ({self.progress.counts()})")
 
     def say(self, text: str) -> None:
         """Print a line."""
-        sys.stdout.write(f"{text}\n")  # at once, or lines of several threads would mix
+        sys.stdout.write(f"{text}\n")  # in one call, or lines of several threads would mix
         sys.stdout.flush()
 
 
 class LiveTable(Lines):
-    """A table that is drawn anew, and above it whatever is not in the table."""
+    """A table that is redrawn, with all other lines above it."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(progress)
@@ -312,21 +318,21 @@ class LiveTable(Lines):
         return self.progress.table(self.console.width, self.console.height)
 
     def begin(self, key: str, node: str = "", attempt: int = 1) -> None:
-        """Note it; the table says so, and in a narrow terminal a line on which node."""
+        """Record that a run begins, for the table. In a narrow terminal, also print a line with its node."""
         if node and self.console.width < WIDE:
             super().begin(key, node, attempt)
         else:
             self.progress.begin(key, node)
 
     def line(self, key: str, text: str) -> None:
-        """Print it above the table, unless it is of an epoch."""
+        """Print a line above the table, unless it reports an epoch."""
         if live.parse(text):
             self.progress.hear(key, text)
         else:
             super().line(key, text)
 
     def end(self, key: str, failed: bool, words: str = "") -> None:
-        """Note it; the table says so."""
+        """Record that a run has ended, for the table."""
         self.progress.end(key, failed)
 
     def say(self, text: str) -> None:
@@ -338,7 +344,7 @@ class LiveTable(Lines):
 
 @contextlib.contextmanager
 def shown(progress: Progress) -> Iterator[Screen]:
-    """Show runs until the block is left: a live table on a terminal, else lines. What was shown stays."""
+    """Show runs until the end of the `with` block: a live table on a terminal, else lines. The output stays."""
     from rich.console import Console
 
     if sys.stdout.isatty() and not Console().is_dumb_terminal:

@@ -1,7 +1,7 @@
 """DVC's cache and its remote store: take results from them instead of training, and send results to them.
 
-DVC's command line can't do either for a state that no commit holds, so this uses DVC's Python API. It does so in a
-process of its own, which anything that goes wrong with a remote store ends with one line of words.
+DVC's command line can't do this for a state that is not in a commit, so this module uses DVC's Python API, in a child
+process. Any error of the remote store ends that process with a one-line message.
 
     python -m regbench.runner.store restore --pull prepare train@l2-0 evaluate@l2-0
     python -m regbench.runner.store push
@@ -34,11 +34,11 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class StoreError(UserError):
-    """The cache or the remote store can't be read or written; DVC's own words have been printed."""
+    """The cache or the remote store can't be read or written; DVC's own message has been printed."""
 
 
 def facts() -> tuple[Path, str | None]:
-    """Where DVC's cache lies, and the name of the default remote store or None."""
+    """The folder of DVC's cache, and the name of the default remote store, or None if there is none."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -50,15 +50,16 @@ def facts() -> tuple[Path, str | None]:
 
 
 def restore(stages: Sequence[str], pull: bool = False, pushed: bool = False) -> dict[str, str]:
-    """Bring outputs of stages that DVC's cache or the remote store has here, and note them in dvc.lock.
+    """Restore outputs of stages from DVC's cache or the remote store, and record them in dvc.lock.
 
     Args:
-        stages: names, each behind those it depends on.
-        pull: look into the remote store for what the cache lacks.
-        pushed: something was pushed before; so a remote store in a folder that is not there is away, not empty.
+        stages: names, each after those it depends on.
+        pull: look in the remote store for what the cache does not have.
+        pushed: something was pushed before. So if the remote store's folder is missing, that is an error; it does not
+            mean that the store is empty.
 
     Returns:
-        {stage: "current", "cached" or "pulled"} without those that have to be run.
+        {stage: "current", "cached" or "pulled"}, without the stages that have to be run.
 
     Raises:
         StoreError: the remote store could not be read.
@@ -68,16 +69,16 @@ def restore(stages: Sequence[str], pull: bool = False, pushed: bool = False) -> 
 
 
 def push() -> dict[str, int]:
-    """Send everything that a clone at any commit of this branch needs, and what the run cache knows of other states.
+    """Send everything that a clone at any commit of this branch needs, and the run cache's results of other states.
 
     Returns:
-        {"files": how many were sent, "entries": how many the run cache has, "commits": how many have results, "lost":
-        how many files are neither here nor there}
+        {"files": how many were sent, "entries": how many the run cache has, "commits": how many commits changed
+        dvc.lock, "lost": how many files are neither in the cache nor in the remote store}
 
     Raises:
         StoreError: the remote store could not be written.
     """
-    # DVC's site cache may believe that the remote store has what a push that was killed did not send.
+    # After a killed push, DVC's site cache may list files as pushed that the remote store does not have.
     with tempfile.TemporaryDirectory() as own:
         return json.loads(_child("push", DVC_SITE_CACHE_DIR=own))
 
@@ -90,7 +91,7 @@ def _child(*arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-# In the process of its own
+# In the child process
 
 
 def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> dict[str, str]:
@@ -105,10 +106,10 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
         for name in names:
             if name in found:
                 continue
-            # A fresh one each time: an attempt that failed leaves the new inputs beside the old outputs in a stage.
+            # This loads a new Stage each time: a failed attempt leaves new inputs and old outputs in its Stage.
             stage = stages[name]
             if not lacking.isdisjoint(dep.fs_path for dep in stage.deps):
-                pass  # what lies in the place of an input that was not found is of another state
+                pass  # an input was not found, and the file in its place belongs to another state
             elif not stage.changed():
                 found[name] = "current"
             elif is_restored(stage, pull, own):
@@ -124,29 +125,29 @@ def _restore(repo: "Repo", names: Sequence[str], pull: bool, pushed: bool) -> di
         if place.fs.protocol == "local" and not Path(place.path).exists():
             sys.exit(f"{Path(place.path).parents[1]} holds nothing: nothing was pushed to it yet, or it is not mounted")
         print(f'Looking for results in the remote store "{repo.config["core"]["remote"]}"', file=sys.stderr)
-        # A web server can't list a run cache; what dvc.lock names is found there all the same.
+        # A web server can't list its run cache, but files that dvc.lock names can still be pulled.
         with contextlib.suppress(RunCacheNotSupported):
             repo.stage_cache.pull(None)
         look(pull=True)
-    # The outputs that dvc.lock names may be another machine's, and nowhere to be had.
+    # dvc.lock may name outputs of another machine that no store has.
     if len(found) < len(names):
         look(own=True)
     if pushed:
         place = repo.cloud.get_remote_odb()
         place.fs.ls(place.path)
-    # All at once: `dvc repro` writes dvc.lock anew for each stage, which takes hours for a thousand.
+    # All at once: `dvc repro` rewrites dvc.lock for each stage, which takes hours for 1,000 stages.
     if restored:
         restored[0].dvcfile.dump_stages(restored, update_pipeline=False)
     return found
 
 
 def is_restored(stage: "PipelineStage", pull: bool = False, own: bool = False) -> bool:
-    """Bring a stage's outputs here from DVC's cache; whether they are here now.
+    """Restore a stage's outputs from DVC's cache. Returns whether this succeeded.
 
     Args:
-        stage: its inputs are here. Where the attempt fails, it is not fit for another one.
-        pull: look into the remote store for what the cache lacks.
-        own: any outputs that were made here of its inputs will do, whatever dvc.lock names.
+        stage: a stage whose inputs are in the workspace. After a failed attempt, this object can't be used again.
+        pull: look in the remote store for what the cache does not have.
+        own: accept any outputs in the run cache that were made from these inputs, whatever dvc.lock names.
     """
     from dvc.dependency.base import DependencyDoesNotExistError
     from dvc.stage.cache import RunCacheNotFoundError
@@ -177,7 +178,7 @@ def _push(repo: "Repo") -> dict[str, int]:
     here = {md5 for md5 in wanted if cache.exists(md5)}
     elsewhere = wanted - here
     there = set(repo.cloud.get_remote_odb().oids_exist(list(elsewhere))) if elsewhere else set()
-    # The files first: an entry of the run cache without its files would be found before a whole one.
+    # The files first: a run cache entry without its files could be found instead of a complete one.
     sent = repo.cloud.push([HashInfo("md5", md5) for md5 in sorted(here)])
     if sent.failed:
         raise UserError(f"{len(sent.failed)} files could not be sent")
@@ -190,7 +191,7 @@ def _push(repo: "Repo") -> dict[str, int]:
 
 
 def _outputs(data: bytes) -> Iterator[str]:
-    """The MD5s of outputs that DVC keeps, in a dvc.lock or in an entry of the run cache."""
+    """The MD5s of the outputs kept by DVC that a dvc.lock or a run cache entry lists."""
     try:
         noted = yaml.load(data, Loader=LOADER)
         stages = noted.get("stages", {"": noted})
@@ -198,12 +199,12 @@ def _outputs(data: bytes) -> Iterator[str]:
             if name != "report":  # its outputs are in Git
                 yield from (output["md5"] for output in stage.get("outs", ()))
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
-        return  # a damaged one names nothing
+        return  # a damaged file lists nothing
 
 
 def main() -> None:
     sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the runner says that it was interrupted
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the runner reports an interrupt
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("restore", "push"))
     parser.add_argument("stages", nargs="*")
@@ -212,7 +213,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     from dvc.repo import Repo
 
-    # It says of each stage that it is cached.
+    # At the level INFO, DVC logs for each stage that it is cached.
     logging.getLogger("dvc").setLevel(logging.WARNING)
     with Repo() as repo, repo.lock:
         if arguments.action == "push":

@@ -1,7 +1,7 @@
-"""Curves of the runs while they train, in a page of the browser that updates itself.
+"""Curves of the runs while they train, in a browser page that updates itself.
 
-A local server reads the logs that grow (`regbench.live`) and the histories of runs that are done. The page, watch.html,
-loads nothing from anywhere else.
+A local server reads the logs of running trainings (`regbench.live`) and the histories of runs that are done. The page,
+watch.html, loads nothing from other servers.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from regbench.review import lockfile
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("watch.html")
 ONLY_OWN = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-"""What the browser lets the page load."""
+"""Content-Security-Policy: what the browser allows the page to load."""
 
 
 def watch(port: int = 0) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
-        port: of this machine; 0 takes a free one.
+        port: the port to listen on; 0 takes a free one.
 
     Raises:
         UserError: params.yaml can't be read, or the port is taken.
@@ -44,7 +44,7 @@ def watch(port: int = 0) -> None:
 
 @contextlib.contextmanager
 def serving(port: int = 0) -> Iterator[ThreadingHTTPServer]:
-    """The server, listening; `serve_forever` lets it answer."""
+    """A server that listens; call its `serve_forever` to answer requests."""
     try:
         server = ThreadingHTTPServer((HOST, port), _Answer)
     except (OSError, OverflowError) as error:
@@ -56,7 +56,7 @@ def serving(port: int = 0) -> Iterator[ThreadingHTTPServer]:
 
 class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        # A page of another site could have its own name point to this machine.
+        # Against DNS rebinding: another site could make its own host name point to this machine.
         if self.headers.get("Host") not in {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}:
             self.send_error(403)
         elif self.path == "/":
@@ -84,7 +84,7 @@ class _Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request."""
+        """Do not log requests."""
 
 
 # What the page draws
@@ -115,7 +115,7 @@ def state() -> dict[str, Any]:
 
 
 def _run(key: str, epochs: int, done_on: dict[str, str | None]) -> tuple[str, list[dict[str, float]]]:
-    """A run's state in a word, and its epochs so far; none of an earlier plan."""
+    """A run's state in one word, and its epochs so far, without those trained on an earlier plan."""
     plan_path, history, log = plan.FOLDER / key / "train.json", Path("runs", key, "history.csv"), live.log_of(key)
     if live.training(key):
         return "training", live.read(key)
@@ -139,7 +139,10 @@ def _json(row: dict[str, float]) -> dict[str, float | None]:
 
 
 def _stamp(path: Path) -> tuple[Path, int]:
-    """A file, and when it was changed: the page asks every two seconds, and files are read when they are others."""
+    """A path and its modification time in ns, a cache key: the page asks every 2 seconds; only changed files are read.
+
+    The time is 0 if there is no such file.
+    """
     try:
         return path, path.stat().st_mtime_ns
     except OSError:
@@ -153,7 +156,7 @@ def _settings(path: Path, changed: int) -> params.Params:
 
 @lru_cache(2)
 def _plans_done(path: Path, changed: int) -> dict[str, str | None]:
-    """{run: MD5 of the plan that it was trained on}, as dvc.lock says."""
+    """{run: MD5 of the plan that it was trained on}, from dvc.lock."""
     try:
         stages = lockfile.read(path)
     except UserError:  # there is none yet, or DVC is writing it

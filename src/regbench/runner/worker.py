@@ -1,10 +1,10 @@
-"""What a node of a cluster does for one run: clone, prepared images, `dvc repro --single-item`, push.
+"""What a node of a cluster does for one run: clone, pull the prepared images, `dvc repro --single-item`, push.
 
-It knows nothing of Ray and needs only the standard library and DVC's command line, because it is sent to the nodes as
-it is. All nodes share DVC's remote store and nothing else. A node keeps its files under `scratch()`: one clone with its
+This module does not use Ray. It needs only the standard library and DVC's command line, because its code is sent to the
+nodes as it is. The nodes share only DVC's remote store. A node keeps its files under `scratch()`: one clone with its
 cache for each state of the project.
 
-`start` and `environment` are how the runner on one machine starts DVC, too.
+The runner on one machine also starts DVC with `start` and `environment`.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ WAITS = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
 """Seconds between attempts to reach the remote store: ten minutes in all."""
 
 KILLED = re.compile(r"failed to run: .*, exited with (?:-9|137)\b")
-"""DVC's words for a stage that was ended by SIGKILL; the second number is a shell's."""
+"""DVC's message for a stage that was ended by SIGKILL: -9 if DVC started it directly, 137 through a shell."""
 
 SHOWN = re.compile(r"\S+ epoch \d+/\d+: |\S+ diverged: |Running stage '|TensorFlow")
-"""What a node tells of what its runs print."""
+"""The lines of a run's output that a node reports."""
 
-# Runs a command, and kills its whole process group once nobody holds the other end of stdin: a runner that is killed
-# takes its training with it. The empty handler leaves Ctrl-C to the command; to ignore the signal would be inherited.
+# Runs a command, and kills its whole process group once the other end of stdin is closed: if the runner is killed, its
+# training ends too. The empty handler leaves Ctrl-C to the command; SIG_IGN would be inherited by the command.
 GUARD = """
 import os, signal, subprocess, sys, threading
 signal.signal(signal.SIGINT, lambda *_: None)
@@ -46,7 +46,7 @@ os._exit(code if code >= 0 else 128 - code)
 
 
 class CutOffError(Exception):
-    """A run was ended by something outside of it; another attempt is worth while, perhaps elsewhere."""
+    """A run was ended from outside; another attempt may succeed, perhaps on another node."""
 
 
 class KilledError(CutOffError):
@@ -55,10 +55,10 @@ class KilledError(CutOffError):
 
 @dataclass(frozen=True)
 class Project:
-    """A state of the project, as it travels to the nodes.
+    """A state of the project, as it is sent to the nodes.
 
     Attributes:
-        tree: Git's hash of all files, which names the state.
+        tree: Git's tree hash of all files, which identifies the state.
         bundle: a Git bundle of one commit, `SNAPSHOT`, that holds the files.
         config: `.dvc/config.local`, which Git does not keep: it may hold the remote store's credentials.
     """
@@ -78,8 +78,8 @@ class Outcome:
     Attributes:
         run: the run's key, like `l2-0`.
         node: what the node is called.
-        seconds: how long each step took.
-        log: what a run printed that failed of itself, else None.
+        seconds: {step: how long it took}.
+        log: the output of a run that failed with an error of its own, else None.
     """
 
     run: str
@@ -89,14 +89,14 @@ class Outcome:
 
 
 def scratch() -> Path:
-    """The folder for all that a node keeps. Several nodes on one machine each need their own `REGBENCH_SCRATCH`."""
+    """The folder for a node's files. Several nodes on one machine each need their own `REGBENCH_SCRATCH`."""
     return Path(os.environ.get("REGBENCH_SCRATCH") or Path.home() / ".cache/regbench").resolve()
 
 
 def carry_out(
     project: Project, run: str, node: str, runs: int, fetch: bool, progress: Callable[[str], None]
 ) -> Outcome:
-    """Train and evaluate one run, unless the remote store has it, and push the results.
+    """Train and evaluate one run and push the results; with `fetch`, take what the remote store already has.
 
     Args:
         project: what to run.
@@ -104,13 +104,13 @@ def carry_out(
         node: what to call this node.
         runs: how many runs share the node's cores.
         fetch: whether to look for the run's results in the remote store first.
-        progress: called with a few words whenever there is something to say.
+        progress: called with a short text for each step and each line that matches `SHOWN`.
 
     Returns:
-        an `Outcome`, also of a run that failed of itself.
+        an `Outcome`, also for a run that failed with an error of its own.
 
     Raises:
-        CutOffError: training was killed, or the remote store did not answer for ten minutes.
+        CutOffError: training was killed, or a step could not be done for ten minutes, such as a push.
     """
     seconds = {}
 
@@ -124,11 +124,11 @@ def carry_out(
     with timed("clone and pull"):
         folder = patiently(lambda: _workspace(project), progress)
     stages = (f"train@{run}", f"evaluate@{run}")
-    # An attempt that is being killed may still be there.
+    # An earlier attempt may still be running while it is being killed.
     with _locked(folder / f".regbench/{run}.lock") as lock:
 
         def repro() -> str | None:
-            """Run both stages; None, or the log of a run that failed."""
+            """Run both stages. Returns None, or the log of a run that failed."""
             output = []
 
             def line(text: str) -> None:
@@ -137,7 +137,7 @@ def carry_out(
                     progress(text.strip())
 
             pull = ("--pull",) if fetch else ()
-            # The machine that the user looks at writes logs and views itself, of these lines.
+            # The user's machine writes logs and views itself, from these lines.
             code = _run(dvc("repro", "--single-item", *pull, *stages), folder, line, runs, lock, REGBENCH_LIVE="off")
             log = "".join(output)
             if code == 0:
@@ -157,14 +157,14 @@ def carry_out(
 
 
 def push(targets: Sequence[str], folder: Path = Path(), *, run_cache: bool = False, lock: IO | None = None) -> None:
-    """Push the outputs of stages, and the run cache with `run_cache`.
+    """Push the outputs of stages; with `run_cache`, also the run cache.
 
-    While DVC pushes, it notes file by file in its site cache what it is about to push. A push that is killed leaves a
-    list that is cut short. Every later push of the same files takes it for the whole list and says that all went well.
-    So each push gets a site cache of its own.
+    While DVC pushes, it lists each file in its site cache that it is about to push. A push that is killed leaves an
+    incomplete list. Every later push of the same files takes it for the complete list and reports success. So each push
+    gets a site cache of its own.
 
-    DVC pushes the run cache before the files. An entry there without its files would be found before a whole one, so
-    the files are pushed first, by themselves.
+    DVC pushes the run cache before the files. A run cache entry without its files could be found instead of a complete
+    one. So the files are pushed first, in a command of their own.
 
     Raises:
         CutOffError: the push failed.
@@ -177,7 +177,10 @@ def push(targets: Sequence[str], folder: Path = Path(), *, run_cache: bool = Fal
 def patiently(
     attempt: Callable[[], Result], progress: Callable[[str], None] = lambda words: None, waits: Sequence[float] = WAITS
 ) -> Result:
-    """What `attempt` returns; where it raises `CutOffError`, it is called again after each of `waits`, in seconds."""
+    """Return the result of `attempt`. After a `CutOffError`, call it again after each of `waits`, in seconds.
+
+    A `KilledError` is raised at once.
+    """
     for wait in waits:
         try:
             return attempt()
@@ -185,7 +188,7 @@ def patiently(
             raise
         except CutOffError as error:
             last = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
-            progress(f"the remote store does not answer; trying again in {wait} s ({last[:200]})")
+            progress(f"failed; trying again in {wait} s ({last[:200]})")
             time.sleep(wait)
     return attempt()
 
@@ -198,10 +201,10 @@ def environment(runs: int, **others: str) -> dict[str, str]:
         others: further variables.
     """
     found = os.environ | {
-        # The stages' `python` is the one that runs this.
+        # Stages run with the same Python as this process.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), *filter(None, [os.environ.get("PATH")])]),
         "REGBENCH_RUNS": str(runs),
-        # What they print is read line by line, as UTF-8.
+        # Their output is read line by line, as UTF-8.
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
@@ -209,16 +212,16 @@ def environment(runs: int, **others: str) -> dict[str, str]:
 
 
 def dvc(*arguments: str, wait: bool = True) -> tuple[str, ...]:
-    """A command line of DVC's; with `wait` it waits for another DVC's lock, else it gives up after 3 seconds."""
+    """A DVC command line. With `wait`, it waits for another DVC's lock; without, it gives up after 3 seconds."""
     return (sys.executable, "-m", "dvc", *(("--wait-for-lock",) if wait else ()), *arguments)
 
 
 def start(
     command: Sequence[str], environment: dict[str, str], folder: Path = Path(), lock: IO | None = None
 ) -> subprocess.Popen:
-    """Start a command that ends when this process does; what it prints is in `stdout`, with line ends as they are.
+    """Start a command that is killed when this process ends. Its output is in `stdout`, with line ends unchanged.
 
-    It leads a process group of its own, which Ctrl-C in the terminal does not reach.
+    It has its own process group, so Ctrl-C in the terminal does not reach it.
     """
     return subprocess.Popen(
         (sys.executable, "-c", GUARD, *command),
@@ -233,12 +236,12 @@ def start(
 
 
 def lines(process: subprocess.Popen) -> Iterator[str]:
-    """What a process prints, up to each end of a line; a progress bar's ends are carriage returns."""
+    """The lines that a process prints, with their line ends; a progress bar's lines end with carriage returns."""
     yield from io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="")
 
 
 def _workspace(project: Project) -> Path:
-    """The node's clone of this state of the project, with the prepared images; the first run that comes makes it."""
+    """The node's clone of this state of the project, with the prepared images. The first run on the node makes it."""
     folder = scratch() / project.tree[:16]
     ready = folder / ".regbench/ready"
     with _locked(folder.with_suffix(".lock")):
@@ -254,7 +257,7 @@ def _workspace(project: Project) -> Path:
             config = folder / ".dvc/config.local"
             config.touch(mode=0o600)
             config.write_text(project.config)
-            # Also what `plan` depends on, such as weights to start from.
+            # This also pulls what `plan` depends on, such as weights to start from.
             _check(dvc("pull", "--with-deps", "plan", "prepare"), folder)
             ready.parent.mkdir(exist_ok=True)
             ready.touch()
@@ -263,7 +266,7 @@ def _workspace(project: Project) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO]:
-    """Hold a lock; it ends with the last process that has the file open."""
+    """Hold a file lock. It is released when the last process that has the file open closes it or ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -271,7 +274,7 @@ def _locked(path: Path) -> Iterator[IO]:
 
 
 def _check(command: Sequence[str], folder: Path, lock: IO | None = None, **variables: str) -> None:
-    """Run a command; `CutOffError` with what it printed where it fails."""
+    """Run a command. Raises a `CutOffError` with its output if it fails."""
     output = []
     if _run(command, folder, output.append, 1, lock, **variables):
         raise CutOffError(f"{' '.join(command)} failed:\n{''.join(output)}")
@@ -285,7 +288,7 @@ def _run(
     lock: IO | None = None,
     **variables: str,
 ) -> int:
-    """Run a command to its end, `line` called with each line it prints; its exit code."""
+    """Run a command to its end and call `line` with each line it prints. Returns its exit code."""
     with start(command, environment(runs, **variables), folder, lock) as process:
         for text in lines(process):
             line(text)

@@ -1,1 +1,1 @@
-"""How strong: train few of many strengths, choose by validation, and say what the choice is worth."""
+"""Search for strengths: train a few of many, choose by validation accuracy, and say how reliable the choice is."""

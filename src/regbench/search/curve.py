@@ -1,4 +1,4 @@
-"""Validation accuracy over strength: a table with bars for the terminal, and a picture."""
+"""Validation accuracy against strength: a table with bars for the terminal, and a picture."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NARROWEST = 12
-"""Of the bars, in characters."""
+"""Minimum width of the bars, in characters; with less room there are no bars."""
 
 MOST_ROWS = 12
-"""Of the table, where there are three axes or more."""
+"""Maximum number of rows in the table if there are three or more axes."""
 
 COLORS = {"best": "C2", "can't tell": "C0", "worse": "C3", "diverged": "C3"}
 
 LOWEST = 0.05
-"""The bars begin at most so far below the best accuracy: collapsed strengths would flatten the rest."""
+"""Bars extend at most this far below and above the best accuracy. Else collapsed strengths would flatten the rest."""
 
 
 def table(line: Line, found: Sequence[Standing], baseline: Baseline | None, width: int = 80) -> "Table":
-    """A row a point, with a bar: `●` is its accuracy, `─` the interval of its difference to the best, `┊` the best.
+    """One row for each point, with a bar.
 
-    Of three axes or more, only the best points, best first; bars where there is room for them.
+    In a bar, `●` is the accuracy, `─` the interval of the difference to the best, `┊` the best accuracy. With three
+    or more axes, only the best points are shown, best first. Bars are left out if there is no room.
     """
     from rich import box
     from rich.table import Table
@@ -63,7 +64,7 @@ def table(line: Line, found: Sequence[Standing], baseline: Baseline | None, widt
 
 
 def draw(line: Line, found: Sequence[Standing], baseline: Baseline | None, path: Path) -> None:
-    """Draw a PNG: of one axis a curve, of two a map, of more a part for each."""
+    """Draw a PNG: a curve for one axis, a map for two, and one panel for each axis if there are more."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,7 +99,7 @@ def _curve(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseli
         beside = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 9, "color": "0.4"}
         if it.accuracy > low - LOWEST:
             axes.annotate(str(len(it.seeds)), (strength, it.accuracy), **beside)
-        else:  # what has collapsed is left below the picture
+        else:  # a collapsed strength: a triangle at the lower edge
             axes.plot(strength, low - LOWEST, "v", color=COLORS[it.word], clip_on=False)
             axes.annotate(f"{it.accuracy:.1%}", (strength, low - LOWEST), **beside)
     if baseline:
@@ -114,7 +115,7 @@ def _curve(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseli
 
 
 def _map(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseline | None) -> None:
-    """Both strengths, and accuracy as colour and number."""
+    """A map with one strength on each axis, and accuracy as colour and number."""
     from matplotlib.ticker import PercentFormatter
 
     low, _, top = _range(found)
@@ -135,7 +136,7 @@ def _map(axes: "Axes", line: Line, found: Sequence[Standing], baseline: Baseline
 
 
 def _parts(parts: Sequence["Axes"], line: Line, found: Sequence[Standing], baseline: Baseline | None) -> None:
-    """Accuracy over each strength; the others vary along."""
+    """Accuracy against each strength, one panel each. The other strengths vary within a panel."""
     from matplotlib.ticker import NullFormatter, PercentFormatter
 
     low, high, top = _range(found)
@@ -154,7 +155,7 @@ def _parts(parts: Sequence["Axes"], line: Line, found: Sequence[Standing], basel
 
 
 def _legend(axes: "Axes", found: Sequence[Standing]) -> None:
-    """What the colours mean, beside the picture."""
+    """A legend of the colours, beside the picture."""
     for word, color in COLORS.items():
         if any(it.word == word for it in found):
             axes.plot([], [], "o", color=color, label=word)
@@ -162,7 +163,7 @@ def _legend(axes: "Axes", found: Sequence[Standing]) -> None:
 
 
 def _range(found: Sequence[Standing]) -> tuple[float, float, float]:
-    """Where bars begin and end, and the best accuracy."""
+    """(accuracy where bars begin, accuracy where they end, the best accuracy)."""
     top = next(it.accuracy for it in found if it.word == "best")
     ends = [end for it in found for end in _ends(it, top)]
     return max(min(ends), top - LOWEST), min(max(ends), top + LOWEST), top

@@ -1,4 +1,4 @@
-"""Change lines of params.yaml and leave the others, with all comments, as they are."""
+"""Change some lines of params.yaml and leave the others, with their comments, as they are."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from regbench.search.line import yaml_text
 
 
 def with_line(text: str, key: str, value: Any) -> str:
-    """The text of params.yaml with a line under `reg` set, or added as the last one.
+    """The text of params.yaml with a line under `reg` replaced, or added as the last one.
 
     Raises:
-        UserError: its layout is not one that this can change.
+        UserError: the layout of the file can't be edited by a program.
     """
     lines = text.splitlines(keepends=True)
     start, end = _section(lines, "reg")
@@ -41,7 +41,7 @@ def with_sections(text: str, reg: Mapping[str, Any], seeds: Sequence[int]) -> st
     """The text of params.yaml with other regularizers and seeds.
 
     Raises:
-        UserError: its layout is not one that this can change.
+        UserError: the layout of the file can't be edited by a program.
     """
     wanted = _raw(text) | {"reg": dict(reg), "seeds": list(seeds)}
     for name, inside in (
@@ -55,12 +55,12 @@ def with_sections(text: str, reg: Mapping[str, Any], seeds: Sequence[int]) -> st
 
 
 def raw_lines(text: str) -> dict[str, Any]:
-    """{key: value} of the lines under `reg`, as they stand there."""
+    """{key: value} of the lines under `reg`, as written there."""
     return _raw(text)["reg"]
 
 
 def _section(lines: Sequence[str], name: str) -> tuple[int, int]:
-    """Where a section begins and where it ends, before the comments of what comes next."""
+    """Indexes of a section's first line and of the line after its last; it ends before comments on the next section."""
     start = next((index for index, line in enumerate(lines) if re.match(rf"{name} *:", line)), None)
     if start is None:
         raise UserError(f"the layout of params.yaml is not one that a program can change: no line begins with {name}:")
@@ -77,7 +77,7 @@ def _raw(text: str) -> dict[str, Any]:
 
 
 def _checked(text: str, wanted: dict[str, Any], change: str) -> str:
-    """The text, where it says what is wanted and is allowed."""
+    """The text. Raises a `UserError` if it does not parse to `wanted` or its params are not valid."""
     try:
         is_wanted = _raw(text) == wanted
     except yaml.YAMLError:

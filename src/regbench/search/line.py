@@ -1,29 +1,28 @@
-"""What is searched: a line under `reg`, one or more of whose strengths are open, and the strengths to choose from."""
+"""What is searched: a line under `reg` with one or more open strengths, and the strengths to choose from."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from regbench import catalogue
+from regbench import catalogue, params
 from regbench.errors import UserError
-from regbench.params import NAME, Params
+from regbench.params import LONGEST_NAME, Params
 from regbench.search.planner import Point
 
 MANTISSAS = {1: (1,), 2: (1, 3), 3: (1, 2, 5)}
-"""{strengths a decade: their first digits}"""
-
-LONGEST_NAME = 40
+"""{strengths per decade: their leading digits}"""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An open strength.
+    """An open strength: one that the search chooses.
 
     Attributes:
-        kind: of regularizer.
-        strengths: from weak to strong.
+        kind: the kind of regularizer.
+        strengths: to choose from, weakest first.
     """
 
     kind: str
@@ -37,7 +36,7 @@ class Line:
     Attributes:
         key: its name.
         axes: its open strengths.
-        others: {kind: strength} of those that stay, with `scope`, if there is one.
+        others: (kind, strength) of each kind that stays as it is, and (`scope`, its value) if there is one.
     """
 
     key: str
@@ -54,7 +53,7 @@ class Line:
         return {axis.kind: axis.strengths[place] for axis, place in zip(self.axes, point, strict=True)}
 
     def value(self, point: Point) -> float | dict[str, Any]:
-        """What stands behind the key in params.yaml: a number where key and kind are the same."""
+        """The key's value in params.yaml: a number if the only kind has the key's name, otherwise a mapping."""
         if [axis.kind for axis in self.axes] == [self.key] and not self.others:
             return self.strengths(point)[self.key]
         return self.strengths(point) | dict(self.others)
@@ -68,11 +67,11 @@ class Line:
         return f"{self.key}: {yaml_text(self.value(point))}"
 
     def name(self, point: Point) -> str:
-        """The name of the line under which a point is trained: `l2_1e_4`."""
+        """The key under `reg` with which a point is trained: `l2_1e_4`."""
         return "_".join([self.key, *(number(it).replace("-", "_").replace(".", "_") for it in self._places(point))])
 
     def label(self, point: Point) -> str:
-        """What a point is called in sentences: `1e-4`; of several axes `l1 1e-5, l2 1e-4`."""
+        """What a point is called in sentences: `1e-4`; with several axes `l1 1e-5, l2 1e-4`."""
         if len(self.axes) == 1:
             return number(*self._places(point))
         return ", ".join(f"{kind} {number(strength)}" for kind, strength in self.strengths(point).items())
@@ -97,16 +96,19 @@ def yaml_text(value: Any) -> str:
 
 
 def strengths(low: float, high: float, per_decade: int) -> tuple[float, ...]:
-    """Strengths from `low` to `high`, both among them: 1e-5, 3e-5, 1e-4, … with two a decade.
+    """Strengths from `low` to `high`, both included: 1e-5, 3e-5, 1e-4, … with two per decade.
 
     Raises:
-        UserError: there is no room for two.
+        UserError: not 0 < `low` < `high` ≤ 1000.
     """
     if not 0 < low < high <= 1000:
-        raise UserError(f"--from {low:g} --to {high:g} is not allowed; they should be above 0, at most 1000, and grow")
+        raise UserError(
+            f"--from {low:g} --to {high:g} is not allowed; both must be above 0 and at most 1000, and --from must be "
+            "less than --to"
+        )
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     nice = (float(f"{digit}e{exponent}") for exponent in exponents for digit in MANTISSAS[per_decade])
-    # One that is hardly another than an end would be trained for nothing.
+    # A strength within a factor of 1.2 of an end is left out: it would hardly differ from the end.
     return (low, *(it for it in nice if 1.2 * low < it < high / 1.2), high)
 
 
@@ -117,18 +119,18 @@ def lines(
 
     Args:
         settings: of params.yaml.
-        targets, over: as for `parse`; all of `over` join the only target.
-        ends: the weakest and the strongest strength, once for all or once for each of targets and `over`.
-        per_decade: strengths in each.
+        targets, over: as for `parse`; if `over` is not empty, there must be one target only.
+        ends: (weakest, strongest) strength: one pair for all, or one pair for each of `targets` and then of `over`.
+        per_decade: strengths per decade.
 
     Raises:
-        UserError: something of it is wrong.
+        UserError: an argument is not valid.
     """
     axes = len(targets) + len(over)
     if len(ends) not in (1, axes):
-        raise UserError(f"--from and --to should be there once, or once for each of {axes}, in their order")
+        raise UserError(f"give --from and --to once, or once for each of the {axes} strengths, in the same order")
     if over and len(targets) > 1:
-        raise UserError("--over joins one line; search the others by a command of their own")
+        raise UserError("--over works with one line only; search the other lines with separate commands")
     ranges = [strengths(*it, per_decade) for it in ends] * (axes if len(ends) == 1 else 1)
     if over:
         return (parse(settings, targets[0], over, ranges),)
@@ -144,11 +146,11 @@ def parse(settings: Params, target: str, over: Sequence[str], ranges: Sequence[t
     Args:
         settings: of params.yaml.
         target: a key under `reg`, KEY.KIND of a line with several kinds, or a kind; `reg.` may stand before it.
-        over: more on the same line, each as KEY.KIND or as a kind that joins the line.
+        over: further kinds to search on the same line, each as KEY.KIND or as a kind to add to the line.
         ranges: the strengths of each axis.
 
     Raises:
-        UserError: there is no such line or kind.
+        UserError: there is no such line or kind, or the line can't be searched.
     """
     key, kind = _split(settings, target)
     given = _given(settings, key)
@@ -166,23 +168,18 @@ def parse(settings: Params, target: str, over: Sequence[str], ranges: Sequence[t
     others = tuple((name, value) for name, value in given.items() if name not in kinds)
     axes = tuple(Axis(kind, strengths) for kind, strengths in zip(kinds, ranges, strict=True))
     line = Line(key, axes, others)
-    for axis in axes:
-        highest = catalogue.kinds()[axis.kind].highest
-        if axis.strengths[-1] > highest:
-            raise UserError(f"--to {axis.strengths[-1]:g} is not allowed; {axis.kind} is at most {highest:g}")
-    together = {*kinds, *given} - {"scope"}
-    for kind in together:
-        if excluded := {*catalogue.kinds()[kind].excludes} & together:
-            raise UserError(
-                f"{kind} and {' and '.join(excluded)} can't go together; `regbench list` says what each does"
-            )
-    if not NAME.fullmatch(key) or len(line.name(tuple(size - 1 for size in line.shape))) > LONGEST_NAME - 4:
+    if len(line.name(tuple(size - 1 for size in line.shape))) > LONGEST_NAME - 4:
         raise UserError(f"{key}: the names of its strengths would be too long; give the line a shorter name under reg")
+    problems: list[str] = []
+    for point in itertools.product(*map(range, line.shape)):
+        params.regularizer(key, line.value(point), problems)
+    if problems:
+        raise UserError(f"can't be searched: {problems[0]}")
     return line
 
 
 def _given(settings: Params, key: str) -> dict[str, Any]:
-    """{kind: strength} of the line as it is, with its scope where that is another than the kinds' own."""
+    """{kind: strength} of the line as it is; with `scope` if that is not the default of its kinds."""
     if key not in settings.reg:
         return {}
     terms = settings.reg[key].terms

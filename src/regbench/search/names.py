@@ -1,8 +1,8 @@
-"""One run under two names: `l2_1e_4-0`, as a search trains it, and `l2-0` with `reg.l2` at 1e-4, as everybody does.
+"""One run under two names: a search trains `l2_1e_4-0`; outside a search it is `l2-0` with `reg.l2` set to 1e-4.
 
-What a run gives does not depend on its name, but DVC knows a stage by its command and paths. So results under one of
-the names are noted in DVC's run cache under the other one, too. What was trained before is then not trained by the
-search, and what the search has trained is not trained by `dvc exp run -S reg.l2=1e-4`.
+The results of a run do not depend on its name, but DVC identifies a stage by its command and paths. So results under
+one name are also recorded in DVC's run cache under the other name. Then the search does not repeat earlier trainings,
+and `dvc exp run -S reg.l2=1e-4` does not repeat trainings of the search.
 """
 
 import itertools
@@ -28,31 +28,31 @@ STAGES = {"train": ("model.keras", "history.csv"), "evaluate": ("evaluation",)}
 
 
 def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Collection[str]) -> list[tuple[Point, int]]:
-    """Let both names of each run know what is known of one of them.
+    """Make the results of each run that are known under one of its names known under both.
 
-    The working directory's params.yaml has both names under `reg`, and its plans are written.
+    Before the call, params.yaml in the working directory has both names under `reg`, and the plans are written.
 
     Args:
-        line: whose points.
-        points, seeds: the runs.
-        here: stages under the search's names, like `train@l2_1e_4-0`, whose outputs lie here.
+        line: the line that the points belong to.
+        points, seeds: the runs: each point with each seed.
+        here: stages under the search's names, like `train@l2_1e_4-0`, whose outputs are in the working directory.
 
     Returns:
-        runs that were known under the line's own name only; their outputs lie here now, under the search's name
+        runs known only under the line's own name before; their outputs are now here, under the search's name
     """
     from dvc.dvcfile import load_file
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # it says of each stage that it is cached
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # it logs for each stage that it is cached
     taken = []
     with Repo() as repo, repo.lock:
-        # Gives a fresh stage each time: a stage keeps the hashes of what it has seen.
+        # Each look-up gives a new stage object. An object that was used before would keep old hashes.
         stages = load_file(repo, "dvc.yaml").stages
         for point, seed in itertools.product(points, seeds):
             theirs, own = f"{line.name(point)}-{seed}", f"{line.key}-{seed}"
             _write_plans(theirs, own, line.key)
             shutil.rmtree(RUNS / own, ignore_errors=True)
-            # Without the one stage there is no input to the next one.
+            # `all` stops at a stage without results: the next stage would have no input.
             shared = all(_share(stages, name, theirs, own, f"{name}@{theirs}" in here) for name in STAGES)
             if shared and f"evaluate@{theirs}" not in here:
                 taken.append((point, seed))
@@ -61,9 +61,9 @@ def share(line: Line, points: Sequence[Point], seeds: Sequence[int], here: Colle
 
 
 def _share(stages: Mapping[str, "PipelineStage"], name: str, theirs: str, own: str, is_here: bool) -> bool:
-    """Share what one stage of a run has written; whether there was something."""
+    """Share the outputs of one stage of a run. Return whether there were any."""
     source, target = (theirs, own) if is_here else (own, theirs)
-    # Where dvc.lock names outputs that are nowhere to be had, others that were made of the same inputs will do.
+    # If the outputs that dvc.lock names are not in the cache, others made from the same inputs are good enough.
     if not is_here and not any(store.is_restored(stages[f"{name}@{own}"], own=mine) for mine in (False, True)):
         return False
     for output in STAGES[name]:
@@ -73,7 +73,7 @@ def _share(stages: Mapping[str, "PipelineStage"], name: str, theirs: str, own: s
 
 
 def _write_plans(theirs: str, own: str, name: str) -> None:
-    """Write the plans of a run under the line's own name: those under the search's name, but for names."""
+    """Write the plans of a run under the line's own name: copies of those of the search, with names replaced."""
     for stage in STAGES:
         content = json.loads((PLANS / theirs / f"{stage}.json").read_text(encoding="utf-8"))
         files.write_json(PLANS / own / f"{stage}.json", content | {"run": own, "name": name})

@@ -1,16 +1,16 @@
-"""Which strengths to train next, of what was measured so far.
+"""Which strengths to train next, given what was measured so far.
 
-Nothing here reads a file or a clock: rounds are a function of the counts. So a search that was killed goes on from what
-DVC's cache holds, and no file of its own has to be true.
+Nothing here reads a file or a clock: the rounds depend on the counts only. So a search that was killed continues from
+DVC's cache, and needs no state file.
 
 1. Every third strength of an axis, with one seed.
-2. What lies beside the best of them, with the same seed; with two axes, once more.
-3. The best and the next ones tried on either side, with two seeds, then four, and so on, to all. One that is worse than
-   the best beyond its interval is dropped.
+2. The neighbours of the best of them, with the same seed; with two axes, this step is done twice.
+3. The best point and the nearest ones tried on either side, with two seeds, then four, and so on, up to all seeds. A
+   point is dropped when its difference to the best shows, at 95 %, that it is worse.
 
 This is successive halving (K. Jamieson, A. Talwalkar, 2016). It also assumes that neighbouring strengths give similar
-accuracies. With three axes or more, or on demand, `proposals` takes the place of the first two steps, and the best few
-go on.
+accuracies. With three axes or more, or on demand, `proposals` replaces the first two steps, and the best few points
+enter step 3.
 """
 
 import itertools
@@ -24,22 +24,22 @@ from regbench.report import statistics
 from regbench.search import proposals
 
 EVERY = 3
-"""The first round trains every third strength; the second trains those between, beside the best."""
+"""The first round trains every third strength; the second trains the neighbours of the best."""
 
 SHARE = 0.4
-"""The largest share of a full grid's trainings."""
+"""A search may take at most this share of the full grid's trainings."""
 
 SMALLEST_GRID = 9
-"""A smaller grid gets the budget of a grid with nine strengths. Its own would end before the last round."""
+"""A smaller grid gets the budget of a grid with nine strengths. Its own budget would not last to the final round."""
 
 FINALISTS = 3
 """How many of the proposed points get a second seed."""
 
 Point = tuple[int, ...]
-"""A place on each axis: which of its strengths."""
+"""For each axis, the index of a strength."""
 
 Counts = Mapping[tuple[Point, int], int]
-"""{(point, seed): how many validation images are right}; 0 of a run that diverged."""
+"""{(point, seed): how many validation images are right}; 0 for a run that diverged."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Grid:
         shape: how many strengths each axis has.
         seeds: in the order in which they are trained, two or more.
         images: how many validation images there are.
-        trials: how many points are proposed; None: steps along each axis.
+        trials: how many points `proposals` gives; None: the search moves along each axis instead.
     """
 
     shape: tuple[int, ...]
@@ -60,12 +60,12 @@ class Grid:
 
     @property
     def trainings(self) -> int:
-        """How many the full grid has."""
+        """How many trainings the full grid has."""
         return int(np.prod(self.shape)) * len(self.seeds)
 
     @property
     def most(self) -> int:
-        """How many a search may take, where the best does not need more to have all seeds."""
+        """How many trainings a search may take. It takes more only if the best point needs them to have all seeds."""
         if self.trials:
             return min(self.trainings, self.trials + FINALISTS * (len(self.seeds) - 1))
         return min(self.trainings, int(SHARE * max(int(np.prod(self.shape)), SMALLEST_GRID) * len(self.seeds)))
@@ -73,19 +73,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Round:
-    """All of these points with all of these seeds; some of it may be known from rounds before."""
+    """All of these points with all of these seeds; earlier rounds may have trained some of the pairs."""
 
     points: tuple[Point, ...]
     seeds: tuple[int, ...]
 
     @property
     def pairs(self) -> set[tuple[Point, int]]:
-        """What is trained in it."""
+        """The (point, seed) pairs of the round."""
         return set(itertools.product(self.points, self.seeds))
 
 
 def rounds(grid: Grid, counts: Counts) -> list[Round]:
-    """The rounds as far as counts tell; of the last one some are missing, unless the search is done."""
+    """The rounds that the counts determine. The last one has pairs without a count, unless the search is done."""
     found = []
     for it in _rounds(grid, counts):
         found.append(it)
@@ -95,17 +95,17 @@ def rounds(grid: Grid, counts: Counts) -> list[Round]:
 
 
 def trained(planned: Sequence[Round]) -> set[tuple[Point, int]]:
-    """What rounds train, each once."""
+    """All (point, seed) pairs that the rounds train."""
     return set().union(*(it.pairs for it in planned))
 
 
 def best(points: Sequence[Point], seeds: Sequence[int], counts: Counts) -> Point:
-    """The point that has most validation images right; of equal ones the weakest regularizer."""
+    """The point with the most validation images right; among equal ones, the weakest regularizer."""
     return min(points, key=lambda point: (-_total(point, seeds, counts), point))
 
 
 def _rounds(grid: Grid, counts: Counts) -> Iterator[Round]:
-    """Each round; it may be asked for the next one only when `counts` has all of this one."""
+    """Yield the rounds in order. Ask for the next one only when `counts` has all pairs of this one."""
     seeds = grid.seeds[:1]
     if grid.trials:
         tried = yield from _proposed(grid, grid.trials, seeds, counts)
@@ -129,7 +129,7 @@ def _coarse_then_finer(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Ge
     """The rounds with one seed; returns what was tried."""
     tried = [*itertools.product(*map(_coarse, grid.shape))]
     yield Round(tuple(tried), seeds)
-    for _ in grid.shape:  # what is best may lie a step away on each axis
+    for _ in grid.shape:  # the best point may be one step away on each axis
         before, tried = tried, sorted({*tried, *_beside(best(tried, seeds, counts), grid.shape)})
         if tried != before:
             yield Round(tuple(tried), seeds)
@@ -139,7 +139,7 @@ def _coarse_then_finer(grid: Grid, seeds: tuple[int, ...], counts: Counts) -> Ge
 def _proposed(
     grid: Grid, trials: int, seeds: tuple[int, ...], counts: Counts
 ) -> Generator[Round, None, Sequence[Point]]:
-    """The same, of proposed points."""
+    """The rounds with one seed, for proposed points; returns what was tried."""
     tried: list[Point] = []
     for batch in proposals.batches(grid.shape, trials, lambda point: _total(point, seeds, counts)):
         tried = sorted({*tried, *batch})
@@ -148,7 +148,7 @@ def _proposed(
 
 
 def _coarse(size: int) -> list[int]:
-    """Places on an axis, spread evenly, one of `EVERY`."""
+    """Evenly spaced places on an axis, one for every `EVERY` strengths."""
     count = -(-size // EVERY)
     return [int((place + 0.5) * size / count) for place in range(count)]
 
@@ -161,7 +161,7 @@ def _beside(point: Point, shape: Sequence[int]) -> Iterator[Point]:
 
 
 def _next_tried(point: Point, tried: Sequence[Point]) -> Iterator[Point]:
-    """On each axis, the nearest ones below and above that differ on no other."""
+    """For each axis, the nearest tried points below and above that differ from the point on this axis only."""
     for axis, place in enumerate(point):
         on_axis = [it for it in tried if it[:axis] + it[axis + 1 :] == point[:axis] + point[axis + 1 :]]
         below, above = ([it for it in on_axis if sign * (it[axis] - place) > 0] for sign in (-1, 1))
@@ -170,9 +170,9 @@ def _next_tried(point: Point, tried: Sequence[Point]) -> Iterator[Point]:
 
 
 def _not_worse(points: Sequence[Point], seeds: Sequence[int], grid: Grid, counts: Counts) -> list[Point]:
-    """Those that validation does not show to be worse than the best one, at 95 %.
+    """The points without those that validation shows, at 95 %, to be worse than the best one.
 
-    Of one seed, as two proportions. Of several, paired by seed, the spread over seeds that of all points together.
+    With one seed, two proportions are compared. With several, pairs by seed, with one spread for all points.
     """
     top = best(points, seeds, counts)
     if len(seeds) == 1:
@@ -196,7 +196,7 @@ def _not_worse(points: Sequence[Point], seeds: Sequence[int], grid: Grid, counts
 def _affordable(
     points: Sequence[Point], seeds: Sequence[int], grid: Grid, counts: Counts, spent: set[tuple[Point, int]]
 ) -> list[Point]:
-    """The best ones, as many as may have these seeds while the best one can still have all."""
+    """The best points: as many as the budget allows with these seeds, if the best one is still to get all seeds."""
     known = [seed for seed in seeds if all((point, seed) in spent for point in points)]
     order = sorted(points, key=lambda point: (-_total(point, known, counts), point))
     while len(order) > 1:

@@ -1,8 +1,8 @@
 """A copy of the project in which a search trains: the user's own params.yaml, report and results stay as they are.
 
-It is a clone in `.regbench/search/` with the workspace's uncommitted changes. It has DVC's cache in common with the
-project, so nothing is trained twice, and its own checkpoints, so a search that was killed continues after the last
-epoch. What it saves as an experiment is brought into the project's Git repository.
+It is a clone in `.regbench/search/` with the workspace's uncommitted changes. It shares DVC's cache with the project,
+so nothing is trained twice. It has its own checkpoints, so a search that was killed continues after the last epoch.
+Experiments saved in the copy are fetched into the project's Git repository.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ FOLDER = Path(".regbench/search")
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Hold the copy; a `UserError` where another search does."""
+    """Lock the copy. Raises a `UserError` if another search has locked it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another search is at work in this project; wait for it, or end it") from None
+            raise UserError("another search is running in this project; wait for it or stop it") from None
         yield
 
 
 def copy(dataset: str, weights: str | None = None) -> Path:
-    """Make the copy, or bring it up to date; its folder.
+    """Make the copy, or bring it up to date. Return its folder.
 
     Args:
-        dataset: `data.dataset`; a folder of images with a relative path is linked to, not copied.
-        weights: `model.weights`; Git ignores such a file where DVC keeps it.
+        dataset: `data.dataset`; if it is a folder of images with a relative path, it is linked, not copied.
+        weights: `model.weights`; copied even if Git ignores the file, as it does if DVC tracks it.
     """
     git.require_commit()
     below = Path(git.output("rev-parse", "--show-prefix").strip())
@@ -52,7 +52,7 @@ def copy(dataset: str, weights: str | None = None) -> Path:
     project, here = clone / below, Path.cwd()
     with contextlib.chdir(clone):
         git.output("fetch", "--quiet", top, "HEAD")
-        # Not what Git ignores: images, runs and checkpoints stay.
+        # This keeps what Git ignores: images, runs and checkpoints.
         git.output("clean", "--quiet", "--force", "-d")
         git.output("checkout", "--quiet", "--force", "--detach", commit)
         for name, value in identity.items():
@@ -72,7 +72,7 @@ def copy(dataset: str, weights: str | None = None) -> Path:
 
 
 def write_params(text: str) -> params.Params:
-    """Set params.yaml of the copy, the working directory, and remove runs that it does not name; they are cached."""
+    """Write params.yaml of the copy, the working directory. Remove runs that it does not name; the cache has them."""
     parameters.PATH.write_text(text, encoding="utf-8")
     settings = params.load()
     named = {run.key for run in settings.runs}
@@ -83,7 +83,7 @@ def write_params(text: str) -> params.Params:
 
 
 def save_experiment(name: str, home: Path) -> None:
-    """Save the state of the copy, the working directory, as an experiment, and bring it into the user's repository."""
+    """Save the state of the copy, the working directory, as an experiment, and fetch it into the user's repository."""
     local.dvc("exp", "save", "--force", "--name", name)
     reference = _reference(name, git.commit("HEAD"))
     clone = git.output("rev-parse", "--show-toplevel").strip()
@@ -92,7 +92,7 @@ def save_experiment(name: str, home: Path) -> None:
 
 
 def is_saved(name: str, text: str) -> bool:
-    """Whether the last commit of the user's repository, the working directory, has an experiment with these params."""
+    """Whether HEAD of the user's repository, the working directory, has this experiment, with these params."""
     return git.blob(_reference(name, git.commit("HEAD")), parameters.PATH) == text.encode()
 
 
@@ -106,12 +106,12 @@ def _listed(*command: str) -> list[Path]:
 
 
 def _link(place: Path, images: Path, home: Path) -> None:
-    """Let a relative path lead to the images from within the copy too; those that Git has are there already."""
+    """Link the images into the copy, so that their relative path works there. It already has those that Git tracks."""
     place = Path(os.path.normpath(place))
     if not place.is_relative_to((home / FOLDER).resolve()):
         raise UserError(f"data.dataset: give {images} as an absolute path, so that the search's copy finds it")
     for link in [place, *place.rglob("*")]:
-        if link.is_symlink():  # of a search before
+        if link.is_symlink():  # from an earlier search
             link.unlink()
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _link(place: Path, images: Path, home: Path) -> None:
 
 
 def _configure(home: Path, copied: Path) -> None:
-    """Give the copy DVC's cache and remote stores of the project; relative paths would lead elsewhere."""
+    """Give the copy the project's DVC cache and remotes. Copied config files would not do: they have relative paths."""
     from dvc.config import Config, merge
 
     cache, _ = store.facts()

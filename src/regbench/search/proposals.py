@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from regbench.errors import UserError
 
 TRIALS = 30
-"""Points, where nobody says how many."""
+"""Default number of points."""
 
 BATCH = 4
-"""Points that are proposed at once, to be trained side by side."""
+"""Points that are proposed at once and trained in parallel."""
 
 RANDOM = 10
-"""Points at the beginning that are drawn at random; Optuna's own number."""
+"""Points at the beginning that are drawn at random; Optuna's default."""
 
 PATIENCE = 100
-"""Proposals in a row that bring no new point, after which there are no more."""
+"""After this many proposals in a row without a new point, the search ends."""
 
 
 def check() -> None:
@@ -40,8 +40,8 @@ def batches(
 
     Args:
         shape: how many places each axis has.
-        trials: how many points, each once.
-        value: how good a point is. It is asked for those of a batch when the next batch is wanted.
+        trials: how many different points at most.
+        value: how good a point is. It is called for the points of a batch when the next batch is requested.
 
     Yields:
         points that were not proposed before

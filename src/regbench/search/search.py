@@ -1,7 +1,7 @@
-"""Search strengths: rounds of training, each an experiment of DVC's; then the verdict.
+"""Search strengths: rounds of training, each saved as a DVC experiment; then the verdict.
 
-There is no file that says how far a search is. Each call asks DVC's cache what is known of the whole grid, and the
-planner what is missing.
+No file records the progress of a search. Each call looks up the known results of the whole grid in DVC's cache, and the
+planner says what is missing.
 """
 
 import contextlib
@@ -47,11 +47,11 @@ class Place:
 
 @dataclass
 class Known:
-    """What was measured so far, {(name under `reg`, seed): …}.
+    """What was measured so far. A run is (name under `reg`, seed).
 
     Attributes:
-        right: bool [images], which validation images are right.
-        diverged: runs that did; they have no numbers.
+        right: {run: bool [images], which validation images are right}.
+        diverged: runs that diverged; they have no numbers.
     """
 
     right: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
@@ -69,17 +69,17 @@ class Known:
 
     @property
     def images(self) -> int:
-        """How many validation images there are; 1 as long as no run has numbers."""
+        """How many validation images there are; 1 until a run has numbers."""
         return max(map(len, self.right.values()), default=1)
 
     def flags(self, name: str, seed: int) -> np.ndarray | None:
-        """bool [images], all False of a run that diverged; None where nothing is known."""
+        """bool [images], which are right; all False for a run that diverged; None for an unknown run."""
         if (name, seed) in self.diverged:
             return np.zeros(self.images, bool)
         return self.right.get((name, seed))
 
     def of(self, line: Line, seeds: Sequence[int]) -> dict[tuple[Point, int], np.ndarray]:
-        """All that is known of a line, by its points."""
+        """{(point, seed): `flags`} of the known runs of a line."""
         found = {(point, seed): self.flags(line.name(point), seed) for point in _points(line) for seed in seeds}
         return {pair: flags for pair, flags in found.items() if flags is not None}
 
@@ -89,11 +89,11 @@ class Search:
     """What is searched.
 
     Attributes:
-        lines: each by itself, side by side.
+        lines: each is searched by itself; they are trained in the same rounds.
         text: params.yaml as it was when the search began.
         seeds: in the order in which they are trained.
         home: the user's project.
-        trials: how many points Optuna proposes of each line; None: steps along each axis.
+        trials: how many points Optuna proposes for each line; None: the search moves along each axis instead.
     """
 
     lines: tuple[Line, ...]
@@ -104,7 +104,7 @@ class Search:
 
     @cached_property
     def settings(self) -> Params:
-        """What `text` says."""
+        """`text`, parsed."""
         return params.parse(self.text)
 
     @property
@@ -114,11 +114,11 @@ class Search:
 
     @property
     def baseline(self) -> str | None:
-        """The key that the best is compared with; it is trained in each round."""
+        """The key that the best point is compared with, trained in each round; None: there is no baseline."""
         return self.settings.report.baseline
 
     def grid(self, line: Line, known: Known) -> Grid:
-        """A line for the planner."""
+        """The planner's grid for a line."""
         return Grid(line.shape, self.seeds, known.images, self.trials)
 
     def rounds(self, line: Line, known: Known) -> list[Round]:
@@ -127,13 +127,13 @@ class Search:
         return planner.rounds(self.grid(line, known), counts)
 
     def points(self, line: Line, known: Known) -> list[Point]:
-        """What may be known of a line: all points; where they are proposed, those of its rounds so far."""
+        """The points of a line that may have results: all; with `trials`, those of its rounds so far."""
         if self.trials is None:
             return _points(line)
         return sorted({point for it in self.rounds(line, known) for point in it.points})
 
     def params(self, points: Sequence[tuple[Line, Point]], seeds: Sequence[int]) -> str:
-        """params.yaml with a line for each point, and the baseline."""
+        """The text of params.yaml with one line for each point, and the baseline."""
         reg: dict[str, Any] = {}
         if self.baseline is not None:
             reg[self.baseline] = edit.raw_lines(self.text)[self.baseline]
@@ -145,9 +145,9 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
     """Search, print what was found and write it to `.regbench/search/`; with `apply`, set the lines in params.yaml.
 
     Args:
-        search: what.
+        search: what to search.
         place: where runs are trained.
-        command: what was typed, for messages.
+        command: the command as typed, for messages.
         apply: whether to change params.yaml.
 
     Raises:
@@ -159,7 +159,7 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
         with contextlib.chdir(copied), said_as(command):
             known = _look(search, Known())
             _train(search, known, place)
-            # Once more, so that what was trained has both names; `names` says why.
+            # Look again, so that the new runs are known under both names; see `names`.
             _look(search, known)
             found = {line: ranked(search, line, known) for line in search.lines}
             refused = {line: why for line in search.lines if (why := why_none(search, line, found[line], known))}
@@ -176,7 +176,7 @@ def run(search: Search, place: Place, command: str, apply: bool) -> None:
 
 
 def seeds_of(settings: Params, count: int) -> tuple[int, ...]:
-    """So many seeds: those of params.yaml first, then the smallest that are not among them."""
+    """`count` seeds: those of params.yaml first, then the smallest numbers that are not among them."""
     more = (seed for seed in itertools.count() if seed not in settings.seeds)
     return tuple(itertools.islice(itertools.chain(settings.seeds, more), count))
 
@@ -185,7 +185,7 @@ def seeds_of(settings: Params, count: int) -> tuple[int, ...]:
 
 
 def _look(search: Search, before: Known) -> Known:
-    """What DVC's cache and the remote store know of the whole grid, or of all rounds so far."""
+    """The results in DVC's cache and the remote store: of the whole grid or, with `trials`, of all rounds so far."""
     points = {line: search.points(line, before) for line in search.lines}
     text = search.params([(line, point) for line, found in points.items() for point in found], search.seeds)
     for line in _renamed(search):
@@ -209,14 +209,14 @@ def _look(search: Search, before: Known) -> Known:
 
 
 def _train(search: Search, known: Known, place: Place) -> None:
-    """Round after round, until the planner wants no more; what is known already is not trained again."""
+    """Train round after round until the planner has no more. Runs that are known are not trained again."""
     for round_ in itertools.count(1):
         planned = {line: search.rounds(line, known) for line in search.lines}
         now = {line: found[round_ - 1] for line, found in planned.items() if len(found) >= round_}
         if not now:
             return
         points = [(line, point) for line, it in now.items() for point in it.points]
-        # All lines have as many seeds in a round.
+        # A project has one list of seeds. With `trials`, lines with fewer points may ask for fewer seeds; they get all.
         seeds = max((it.seeds for it in now.values()), key=len)
         text, name = search.params(points, seeds), f"{search.name}-{round_}"
         labels = ", ".join(line.text(point) for line, point in points)
@@ -244,7 +244,7 @@ def _say_round(now: dict[Line, Round], known: Known) -> None:
 
 
 def _renamed(search: Search) -> list[Line]:
-    """The lines whose runs have a name of their own besides the search's."""
+    """The lines whose runs get a second name, the line's key. The baseline's line does not: its key is in use."""
     return [line for line in search.lines if line.key != search.baseline]
 
 
@@ -271,14 +271,14 @@ def _announce(search: Search) -> None:
 
 
 def ranked(search: Search, line: Line, known: Known) -> list[Standing]:
-    """How the points of a line that were trained do on validation images."""
+    """How the trained points of a line do on validation images."""
     flags = known.of(line, search.seeds)
     diverged = {pair for pair in flags if (line.name(pair[0]), pair[1]) in known.diverged}
     return verdict.standings(search.grid(line, known), search.rounds(line, known), flags, diverged)
 
 
 def why_none(search: Search, line: Line, found: list[Standing], known: Known) -> str | None:
-    """Why a line has no strength to recommend, where its best one diverged with some seed."""
+    """Why there is no strength to recommend: the line's best one diverged with some seed. None if it did not."""
     top = _top(found).point
     seeds = [seed for seed in search.seeds if (line.name(top), seed) in known.diverged]
     if not seeds:
@@ -296,7 +296,7 @@ def _top(found: Sequence[Standing]) -> Standing:
 
 
 def _baseline(search: Search, line: Line, top: Standing, known: Known) -> Baseline | None:
-    """The baseline beside the best point; here test images are read, of these two only."""
+    """The baseline compared with the best point. Only here are test images used, and only for these two."""
     if search.baseline is None:
         return None
     validation = [known.flags(search.baseline, seed) for seed in search.seeds]
@@ -310,7 +310,7 @@ def _baseline(search: Search, line: Line, top: Standing, known: Known) -> Baseli
 def _show(
     search: Search, line: Line, found: list[Standing], baseline: Baseline | None, known: Known, is_best: bool
 ) -> None:
-    """Print a line's table and sentences, and write them, its picture and its numbers to files."""
+    """Print a line's table and sentences. Write its numbers and sentences to a JSON file, and its picture."""
     from rich.console import Console
 
     grid = search.grid(line, known)
@@ -387,7 +387,7 @@ class _Renamed(io.TextIOBase):
 
 @contextlib.contextmanager
 def said_as(command: str) -> Iterator[None]:
-    """Let messages of the runner name this command where they say that `make repro` goes on."""
+    """Replace `make repro` by this command in the runner's messages."""
 
     def rename(text: str) -> str:
         return text.replace("`make repro`", f"`{command}`").replace("`make repro JOBS=1`", "`--jobs 1`")

@@ -13,13 +13,13 @@ from regbench.search.line import Line
 from regbench.search.planner import Grid, Point, Round
 
 Flags = Mapping[tuple[Point, int], np.ndarray]
-"""{(point, seed): bool [images], which validation images are right}; all False of a run that diverged."""
+"""{(point, seed): bool [images], which validation images are right}; all False for a run that diverged."""
 
 MOST_NAMED = 4
-"""Points that one sentence names."""
+"""A sentence names at most this many points."""
 
 FEW, MANY = 3, 10
-"""Seeds for which the smallest difference that they find is said, besides those that were trained."""
+"""Numbers of seeds for which the smallest detectable difference is given, besides the number that was trained."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Standing:
     """How a point does on validation images.
 
     Attributes:
-        point: which.
-        seeds: with which it was trained.
-        accuracy: the best one's mean over all seeds, plus `difference`: so points with few seeds are comparable.
-        difference: its accuracy minus the best one's, with common seeds and images; None of the best one.
+        point: the point.
+        seeds: the seeds that it was trained with.
+        accuracy: the best point's mean over all seeds plus `difference`, so that points with few seeds are comparable.
+        difference: its accuracy minus the best point's, with common seeds and images; None for the best point.
         word: best, can't tell, worse, or diverged.
     """
 
@@ -47,10 +47,10 @@ class Baseline:
 
     Attributes:
         name: its key under `reg`.
-        validation: its mean accuracy there.
-        difference: test accuracy of the best point minus the baseline's; None where a run diverged.
-        spread: standard deviation of that difference over seeds; 0 where all seeds have the same.
-        images: its standard error of images, from `statistics.standard_error_of_images`.
+        validation: its mean accuracy on validation images.
+        difference: test accuracy of the best point minus the baseline's; None if a run diverged.
+        spread: standard deviation of that difference over seeds; 0 if it is the same for all seeds.
+        images: standard error of that difference over images, from `statistics.standard_error_of_images`.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Baseline:
 def standings(
     grid: Grid, planned: Sequence[Round], flags: Flags, diverged: Collection[tuple[Point, int]] = ()
 ) -> list[Standing]:
-    """How each point that was trained does, in the order of the grid. The best one has all seeds.
+    """How each trained point does, in the order of the grid. The best one has all seeds.
 
-    The spread over seeds is that of all points together (`statistics.residual`). One is called worse where p, corrected
-    for the number of points (Holm), is below 5 %.
+    The spread over seeds is estimated from all points together (`statistics.residual`). A point below the best is
+    called worse if p, corrected for the number of points (Holm), is below 5 %.
     """
     pairs = planner.trained(planned)
     counts = {pair: int(flags[pair].sum()) for pair in pairs}
@@ -84,7 +84,7 @@ def standings(
         first, second = ([flags[it, seed] for seed in seeds_of[point]] for it in (top, point))
         if spread:
             return statistics.difference_with_common_spread(first, second, spread, freedom)
-        # No strength but the best has a second seed: what two models are worth.
+        # No spread, for example because only the best has a second seed: compare two models, of the first seed.
         return statistics.paired_proportions(first[0], second[0])
 
     differences = {point: behind(point) for point in seeds_of if point != top}
@@ -95,7 +95,7 @@ def standings(
             return "best"
         if any((point, seed) in diverged for seed in seeds_of[point]):
             return "diverged"
-        # With few seeds it may look better; with all of them the best one is.
+        # With few seeds a point may look better. That never counts: the best one was chosen with all seeds.
         return "worse" if differences[point].value < 0 and corrected[point] < SIGNIFICANT else "can't tell"
 
     return [
@@ -111,12 +111,12 @@ def standings(
 
 
 def against(name: str, validation: Sequence[np.ndarray], test: tuple[Sequence, Sequence] | None) -> Baseline:
-    """The baseline's side.
+    """The baseline compared with the best point.
 
     Args:
-        name: its key.
-        validation: bool [images] of each seed.
-        test: bool [seeds, images] of the baseline and of the best point; None where a run diverged.
+        name: the baseline's key.
+        validation: bool [images] for each seed of the baseline.
+        test: bool [seeds, images] of the baseline and of the best point; None if a run diverged.
     """
     level = float(np.mean([flags.mean() for flags in validation]))
     if test is None:
@@ -148,7 +148,7 @@ def _others(line: Line, found: Sequence[Standing]) -> str:
     if len(near) == 1:
         return "Every other one that was trained is worse."
     if len(line.axes) == 1:
-        # The range from the weakest to the strongest, where nothing in between is worse.
+        # Name only the ends of the range if every trained point in it can't be told from the best.
         inside = [it for it in found if near[0] <= it.point <= near[-1]]
         if len(inside) == len(near):
             return f"{line.label(near[0])} to {line.label(near[-1])} can't be told from it."
@@ -158,7 +158,7 @@ def _others(line: Line, found: Sequence[Standing]) -> str:
 
 
 def on_test(line: Line, grid: Grid, top: Standing, baseline: Baseline) -> Iterator[str]:
-    """How the best point compares with the baseline, and how many seeds would show what."""
+    """How the best point compares with the baseline, and which differences how many seeds can show."""
     if baseline.difference is None:
         yield f"{baseline.name} diverged with some seed, so nothing is compared with it."
         return

@@ -1,1 +1,1 @@
-"""One run: a model is built, trained and saved, and resumed where it was cut off."""
+"""One run: build, train and save a model, and resume an interrupted training."""

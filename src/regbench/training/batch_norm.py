@@ -1,4 +1,4 @@
-"""Batch normalization: means and variances for the weights at the end of an epoch, and the averages of training."""
+"""Batch normalization's averages: recomputed for the weights at the end of an epoch, and those of training."""
 
 import keras
 import numpy as np
@@ -12,29 +12,30 @@ from regbench.networks import layers
 class PopulationStatistics:
     """Recomputes batch normalization's averages over training images, at fixed weights.
 
-    The moving averages of training are of the last steps' weights, not of these. The faster weights change, the further
-    the averages lag behind. So a penalty that shrinks weights makes a model look worse than it is. Therefore, after
-    each epoch and before validation, the averages are recomputed over `train.batch_norm_images` training images.
-    Training does not read them and goes on as it would. Averages that training does read are left alone: those of
-    frozen layers and of batch renormalization.
+    The moving averages of training belong to the weights of the last steps, not to the current weights. The faster
+    weights change, the further the averages lag behind. So a penalty that shrinks weights makes a model look worse than
+    it is. Therefore, after each epoch and before validation, the averages are recomputed over
+    `train.batch_norm_images` training images. Training does not read these averages, so this does not change it.
+    Averages that training does read are left alone: those of frozen layers and of batch renormalization.
 
     Y. Wu, J. Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576).
 
-    With `train.moving_averages` the moving averages of training go on beside them, as Keras has them, and the model is
+    With `train.moving_averages` the moving averages of training are kept as well, as in Keras, and the model is
     validated with both.
 
     Args:
-        model: in training, on all devices of its strategy.
+        model: the model in training, on all devices of its strategy.
         training: the training split.
         validation: the validation split.
         plan: of the run.
 
     Attributes:
-        moving: the moving averages of training at the end of an epoch, while the model has the recomputed ones.
+        moving: the moving averages of training at the end of an epoch, while the model has the recomputed ones; empty
+            without `train.moving_averages`.
     """
 
     def __init__(self, model: keras.Model, training: arrays.Split, validation: arrays.Split, plan: dict):
-        # Without the layers that act in training only: the statistics are of the network as it is evaluated.
+        # Without the layers that act only in training: the statistics are those of the network as it is evaluated.
         self.model, self.training, self.plan = networks.without_noise(model.plain), training, plan
         self.plain = model.plain
         images = min(plan["train"].batch_norm_images, len(training))
@@ -50,7 +51,7 @@ class PopulationStatistics:
         self.reading = plan["train"].moving_averages
         self.validation, self.logits = validation, tf.function(self._logits)
         self.moving = [tf.Variable(average.value) for average in self._averages()] if self.reading else []
-        # What is recomputed after each epoch need not be updated at each of its steps.
+        # Averages that are recomputed after each epoch need no update in each step.
         self._keep_averages(self.reading or not self.batches)
 
     def _averages(self) -> list[keras.Variable]:
@@ -61,7 +62,11 @@ class PopulationStatistics:
             layer.averages = keep
 
     def read_moving(self) -> dict[str, float]:
-        """The row's columns of validation with the moving averages of training, where params ask for it; keep them."""
+        """Keep the moving averages of training, and validate with them.
+
+        Returns:
+            the columns of history; {} if params do not ask for it
+        """
         if not self.reading:
             return {}
         for kept, average in zip(self.moving, self._averages(), strict=True):
@@ -75,13 +80,13 @@ class PopulationStatistics:
         return {"val_cross_entropy_moving": cross_entropy / images, "val_accuracy_moving": correct / images}
 
     def resume_moving(self) -> None:
-        """Give the model the moving averages that the last epoch ended with, for training to go on from."""
+        """Give the model back the moving averages that training had at the end of the last epoch."""
         if self.reading:
             for kept, average in zip(self.moving, self._averages(), strict=True):
                 average.assign(kept.value())
 
     def refresh(self, epoch: int) -> None:
-        """Recompute them from the first batches of this epoch; do nothing where params do not ask for it."""
+        """Recompute the averages from the first images of this epoch; do nothing if params do not ask for it."""
         if not self.batches or not self.layers:
             return
         before = {id(average): average.numpy() for average in self._averages()}
@@ -101,7 +106,7 @@ class PopulationStatistics:
             updated = any(average.numpy().any() for average in _averages(layer))
             for average in _averages(layer):
                 # From zero, k steps of a moving average hold 1 − momentum^k of the mean. A layer that its network calls
-                # with training=False has made none.
+                # with training=False has made no steps.
                 share = 1.0 - layer.momentum**self.batches
                 average.assign(average.value / share if updated else before[id(average)])
         for weight, value in kept:

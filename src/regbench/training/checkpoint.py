@@ -17,21 +17,21 @@ FOLDER = Path(".regbench/checkpoints")
 
 
 def folder_of(plan: dict, *splits: arrays.Split) -> Path:
-    """The folder of a run's checkpoints: its name holds a hash of all that the run is a function of.
+    """The folder of a run's checkpoints. Its name has a hash of everything that determines the run's result.
 
-    So a changed run never resumes from the state of another.
+    So after a change, a run never resumes from an old state.
     """
     described = repr(sorted(plan.items())) + "".join(json.dumps(split.info["sha256"]) for split in splits)
     return FOLDER / f"{plan['run']}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
 
 class Checkpoint:
-    """Weights, optimizer, history, the best epoch's weights if asked for, and in the midst of an epoch its metrics.
+    """The state of a run: weights, optimizer, history, the best weights if kept, and within an epoch its metrics.
 
-    `others` are variables of the state beside those of model and optimizer.
+    `others` are further variables of the state, beside those of model and optimizer.
 
-    The last two states are kept, a file each, `EPOCHS-STEPS.npz`: whole epochs, and steps since. Where the last one is
-    damaged, the run continues from the one before.
+    The last two states are kept, each in a file `EPOCHS-STEPS.npz`: whole epochs, and steps since then. If the last
+    state is damaged, the run continues from the one before.
     """
 
     def __init__(self, model: keras.Model, folder: Path, others: Sequence[tf.Variable] = ()):
@@ -46,7 +46,7 @@ class Checkpoint:
         arrays = {f"{index:04d}": variable.numpy() for index, variable in enumerate(self.variables)}
         arrays |= {f"best{index:04d}": value for index, value in enumerate(self.best)}
         if step:
-            # Flat, since a metric's state is a handful of numbers.
+            # One flat array: each variable of a metric is a single number.
             arrays["metrics"] = np.array([variable.numpy() for variable in self.model.metrics_variables], np.float64)
         beside = self.folder / "partial.npz"
         np.savez(beside, state=json.dumps({"history": history, "step": step}), **arrays)
@@ -55,7 +55,7 @@ class Checkpoint:
             old.unlink()
 
     def keep(self) -> None:
-        """Keep the model's weights as they are now, the best so far; they become part of the state."""
+        """Keep the model's current weights as the best so far; they become part of the state."""
         self.best = [variable.numpy() for variable in self.model.variables]
 
     def take_best(self) -> None:
@@ -68,7 +68,7 @@ class Checkpoint:
         return sorted(self.folder.glob("*-*.npz"), reverse=True)
 
     def restore(self) -> tuple[list[dict], int]:
-        """Load the latest whole state, if there is one.
+        """Load the latest undamaged state, if there is one.
 
         Returns:
             (history so far, how many steps of the next epoch are done)
@@ -93,7 +93,7 @@ class Checkpoint:
         return [], 0
 
     def restore_metrics(self) -> None:
-        """Let the metrics continue where they were in the midst of the epoch."""
+        """Restore the metrics of the epoch that was interrupted."""
         for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
             variable.assign(value)
 

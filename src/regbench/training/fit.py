@@ -15,8 +15,8 @@ from regbench.training.batch_norm import PopulationStatistics
 def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None) -> None:
     """Train one model; write `model.keras` and `history.csv` into `out`.
 
-    One that diverges ends there: the last row of its history is of that epoch, with nothing but the loss, and all
-    its weights are NaN.
+    If the loss diverges, training ends: the last row of history is that epoch's and has only its loss, and all
+    trainable weights become NaN.
 
     Args:
         plan: of the run, as `regbench.plan.read` gives it.
@@ -29,7 +29,7 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
     steps = -(-len(training) // options.batch_size)
 
     keras.utils.set_random_seed(seed)
-    # Layers are made under the policy and keep it, in the saved model too. Variables are float32 in each.
+    # Layers keep the policy under which they are made, also in the saved model. Variables are always float32.
     keras.config.set_dtype_policy("float32" if options.precision == "float32" else f"mixed_{options.precision}")
     with runtime.strategy().scope():
         trained = model.build(plan, training.images.shape[1:], len(training.info["classes"]))
@@ -39,9 +39,9 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
     rows, first_step = state.restore()
     recorder = history.Recorder(plan, rows, len(training), state, statistics)
     validating = arrays.evaluation_batches(validation)
-    if first_step:  # the metrics to restore are made by their first use
+    if first_step:  # Keras makes the metrics on first use; without them there is nothing to restore
         trained.test_on_batch(*next(iter(validating)))
-    # An epoch at a time: each has an order of its own, and the first may lack the steps before it was cut off.
+    # One `fit` per epoch: each epoch has its own order, and a resumed one lacks the steps that are already done.
     while len(rows) < options.epochs and not recorder.stopped:
         epoch, recorder.first_step = len(rows), first_step
         trained.fit(
@@ -63,7 +63,7 @@ def train(plan: dict, prepared: Path = Path("prepared"), out: Path | None = None
         )
         first_step = 0
         if recorder.diverged:
-            # Whatever is left of its weights: who loads the model should see it, and see the same each time.
+            # So that everyone who loads the model sees that it diverged, and so that the file is always the same.
             for variable in trained.trainable_variables:
                 variable.assign(tf.fill(variable.shape, np.float32("nan")))
             break

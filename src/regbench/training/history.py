@@ -1,4 +1,4 @@
-"""What is recorded of a training: a row of history an epoch; a line and a row of the log while it goes on."""
+"""What is recorded of a training: for each epoch a row of history, a printed line and a row of the log."""
 
 import time
 
@@ -27,18 +27,18 @@ COLUMNS = (
     "val_cross_entropy_moving",
     "val_accuracy_moving",
 )
-"""The last two are of batch normalization's moving averages, where `train.moving_averages` asks for them."""
+"""The last two are measured with the moving averages of training, only if `train.moving_averages` is true."""
 
 SAVE_SECONDS = 600
-"""How long an epoch may take before the state is saved in the midst of it."""
+"""After so many seconds since the last save, the state is saved within an epoch."""
 
 LOOK_STEPS = 10
-"""Every how many steps the loss is looked at: on a GPU each look waits for the step to end. A call of several steps
-has as many (`model.STEPS_A_CALL`)."""
+"""The loss is checked once in so many steps: on a GPU, each check waits for the step to end. The number is that of the
+steps in one compiled call (`model.STEPS_A_CALL`)."""
 
 
 def backbone_and_head(model: keras.Model) -> dict[str, float]:
-    """Reg loss and norm of the convolutions and of the Dense head; the norm is √Σw² of the kernels."""
+    """Reg loss and norm of the backbone (all kernels but the head's) and of the head; the norm is √Σw² of kernels."""
     head = networks.head(model)
     backbone = [kernel for layer, kernel in networks.kernels(model) if layer is not head]
 
@@ -58,22 +58,22 @@ def backbone_and_head(model: keras.Model) -> dict[str, float]:
 
 
 def best(history: list[dict]) -> int:
-    """Which row has the lowest validation cross-entropy, the first of equal ones."""
+    """The index of the row with the lowest validation cross-entropy; the first one of equal rows."""
     return int(np.argmin([np.nan_to_num(row["val_cross_entropy"], nan=np.inf) for row in history]))
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a row of history an epoch, prints it as a line, and saves the state to resume from.
+    """Adds a row of history after each epoch, prints it as a line, and saves the state to resume from.
 
-    A loss that is not finite ends training: the last row of history is then of that epoch, with nothing but its loss,
-    and `diverged` is true.
+    A loss that is not finite ends training: the last row of history is then that epoch's and has only its loss, and
+    `diverged` is true.
 
     Args:
         plan: of the run.
         history: the rows so far; new ones are appended.
-        images: how many an epoch has.
+        images: number of images per epoch.
         checkpoint: where the state is saved.
-        statistics: of batch normalization, computed anew before each validation.
+        statistics: of batch normalization; recomputed before each validation.
     """
 
     def __init__(

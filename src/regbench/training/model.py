@@ -1,4 +1,4 @@
-"""The model as it is trained: uint8 images in, logits out, all that its line under `reg:` asks for attached."""
+"""The model as it is trained: images from 0 to 255 in, logits out, with the regularizers of its line under `reg:`."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,22 +13,22 @@ from regbench.training.optimizer import SGD, sum_over_replicas
 from regbench.training.schedule import LearningRate
 
 STEPS_A_CALL = 10
-"""How many steps are made in one call where they are compiled."""
+"""How many steps one call makes if XLA compiles them."""
 
 DRAWS_A_STEP = 256
-"""How often a layer may draw random numbers in a step, at most."""
+"""The most times that a layer may draw random numbers in one step."""
 
 
 class Model(keras.Model):
     """A `keras.Model` that trains as its line under `reg:` says.
 
     Attributes:
-        plain: the same layers without those that act in training only: what is validated, saved and evaluated. Its
-            input is uint8 [N, height, width, channels].
-        line: of params.
+        plain: the same layers without those that act only in training. This model is saved and evaluated. Its input is
+            uint8 [N, height, width, channels].
+        line: the run's line under `reg:` in params.
         seed: of the run.
         on_batch: Keras layers that change images and labels before a step.
-        climb: what `regularizers` calls climb, or None.
+        climb: the function `climb` of a regularizer (see `regularizers`) and its strength, or None.
     """
 
     plain: keras.Model
@@ -39,7 +39,7 @@ class Model(keras.Model):
 
     @property
     def losses(self) -> list[tf.Tensor]:
-        """The penalties by kind, each over all weights, not one a weight; and those on activations."""
+        """One penalty for each kind and strength over all weights, not one for each weight; those on activations."""
         return [*regularizers.penalties(self.trainable_variables), *self._activity_losses()]
 
     def _activity_losses(self) -> Iterator[tf.Tensor]:
@@ -49,7 +49,7 @@ class Model(keras.Model):
 
     @property
     def random_states(self) -> list[keras.Variable]:
-        """What its layers and those of `on_batch` draw random numbers from: of their variables, those not weights."""
+        """Random states of its layers and of those in `on_batch`: their variables that are not weights."""
         states = {}
         for layer in (*networks.layers_of(self), *self.on_batch):
             weights = {id(weight) for weight in layer.weights}
@@ -74,7 +74,7 @@ class Model(keras.Model):
             return super().test_step(data)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Validation is too short to be worth compiling: each size of a batch would take seconds."""
+        """Do not compile validation: each batch size would take seconds to compile, and validation is short."""
         compiled, self.jit_compile = self.jit_compile, False
         try:
             super().make_test_function(force)
@@ -90,22 +90,22 @@ class Model(keras.Model):
         return super().compute_metrics(x, self._targets(y), y_pred, sample_weight)
 
     def _targets(self, labels: tf.Tensor) -> tf.Tensor:
-        """Labels as loss and metrics take them: one-hot where something acts `on_batch`, which is one-hot already."""
+        """Labels as loss and metrics take them: one-hot if something acts `on_batch`; kept if one-hot already."""
         return keras.ops.one_hot(labels, self.output_shape[-1]) if self.on_batch and len(labels.shape) == 1 else labels
 
     def set_random_states(self) -> None:
-        """Let all that is drawn in a step be a function of (seed, step), also after a run was cut off.
+        """Make the random numbers of a step a function of (seed, step), so that a resumed run draws the same ones.
 
-        Each device of a strategy draws for its own share of the batch.
+        Each device of a strategy draws other numbers, for its own share of the batch.
         """
         step, device = self.optimizer.iterations, tf.distribute.get_replica_context().replica_id_in_sync_group
         for index, state in enumerate(self.random_states):
             key = tf.constant(zlib.crc32(f"{self.seed} {index}".encode()), state.dtype) + tf.cast(device, state.dtype)
-            # Keras adds 1 for each draw. Without a distance, the next step would draw this step's numbers once more.
+            # Keras adds 1 for each draw. Without a distance, the next step would draw the same numbers again.
             state.assign(tf.stack([key, tf.cast(step * DRAWS_A_STEP, state.dtype)]))
 
     def _step_from_above(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, Any]:
-        """A step whose gradient is taken where `climb` leads to, from the weights as they are."""
+        """A step from the current weights, with the gradient taken at the weights that `climb` leads to."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         loss, logits, gradients = self._gradients(images, labels)
         climb, strength = self.climb
@@ -126,7 +126,7 @@ class Model(keras.Model):
         return self.compute_metrics(images, labels, logits)
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Loss and logits of a replica's share of a batch, and the gradients of the whole, at the optimizer's scale."""
+        """Loss and logits of a replica's share of a batch; gradients of the whole batch, with the optimizer's scale."""
         with tf.GradientTape() as tape:
             logits = self(images, training=True)
             loss = self.compute_loss(x=images, y=labels, y_pred=logits, training=True)
@@ -135,18 +135,19 @@ class Model(keras.Model):
 
 
 def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> Model:
-    """Build the model of one run, its regularizer attached.
+    """Build the model of one run, with its regularizer attached.
 
     Args:
         plan: of the run, as `regbench.plan.read` gives it.
-        image_shape: stored (height, width, channels); resized to `image_size` where it differs.
+        image_shape: (height, width, channels) of the prepared images; they are resized to `image_size` if it differs.
         num_classes: number of logits.
 
     Returns:
-        uint8 [N, height, width, channels] → float32 logits [N, num_classes].
+        uint8 [N, height, width, channels] → float32 logits [N, num_classes]; if something acts `on_batch`, the input is
+        float32 from 0 to 255.
     """
     size, line = plan["image_size"], plan["regularizer"]
-    # On a single device the batch is whole already, and a faster operation does.
+    # A single device has the whole batch anyway, and can use a faster operation.
     synchronized = plan["train"].synchronize_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1
     shape = (size, size, image_shape[-1])
     network = networks.build(plan["model"], shape, num_classes, synchronized, plan["weights_md5"])
@@ -157,8 +158,8 @@ def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> Mo
         images = keras.Input(image_shape, dtype=dtype, name=f"{dtype}_image")
         x = scale(images)
         if tuple(image_shape[:2]) != (size, size):
-            # Of floats: in no graph the layer would round whole numbers. Its default of `training` is true, which the
-            # layers behind it would take over wherever the model is called without one.
+            # Resize floats: outside of a graph the layer would round integers. Its `training` is true by default, and
+            # the layers behind it would take that over if the model is called without `training`.
             x = resize(x, training=False)
         return made(images, network(x), name="regbench")
 
@@ -175,7 +176,7 @@ def build(plan: dict, image_shape: tuple[int, int, int], num_classes: int) -> Mo
 
 
 def compile(model: Model, options: params.Train, steps: int) -> None:
-    """Set a model up as `train:` in params says; `steps` is the number of steps an epoch."""
+    """Compile a model as `train:` in params says; `steps` is the number of steps per epoch."""
     arguments: dict[str, Any] = {}
     for call, strength in regularizers.acting(model.line, "optimizer"):
         arguments |= call(strength)
@@ -185,18 +186,18 @@ def compile(model: Model, options: params.Train, steps: int) -> None:
     model.compile(
         optimizer=SGD(LearningRate.of(options, steps), momentum=options.momentum, **arguments),
         loss=getattr(keras.losses, f"{sparse}CategoricalCrossentropy")(from_logits=True),
-        # Keras's loss holds the penalty as well, and val_loss too.
+        # Keras's loss and val_loss include the penalty, so cross-entropy is measured as well.
         metrics=[
             getattr(keras.metrics, f"{sparse}CategoricalCrossentropy")(from_logits=True, name="cross_entropy"),
             getattr(keras.metrics, f"{sparse}CategoricalAccuracy")(name="accuracy"),
         ],
         jit_compile=jit,
-        # Compiled steps are short: a call of several of them waits for Python once.
+        # Compiled steps are short: one call of several steps waits for Python only once.
         steps_per_execution=STEPS_A_CALL if jit else 1,
     )
     layers.for_xla(networks.layers_of(model), jit)
 
 
 def reg_loss(model: keras.Model) -> float:
-    """What penalties on weights add to the loss with the weights as they are now."""
+    """What penalties on weights add to the loss, at the current weights."""
     return float(sum(regularizers.penalties(model.trainable_variables)))

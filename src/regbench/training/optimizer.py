@@ -10,7 +10,7 @@ from regbench import regularizers
 
 @keras.saving.register_keras_serializable(package="regbench")
 class SGD(keras.optimizers.SGD):
-    """`keras.optimizers.SGD` without Nesterov's momentum, and what regularizers do to a weight before and after.
+    """`keras.optimizers.SGD` without Nesterov momentum, with what regularizers do to a weight before and after a step.
 
     A weight whose `regularizer` is a `regularizers.Regularizer` passes through its `before_step` and `after_step`.
 
@@ -23,7 +23,7 @@ class SGD(keras.optimizers.SGD):
             raise ValueError("regbench's SGD has no Nesterov momentum; use keras.optimizers.SGD")
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        # Keras passes TensorFlow's variable. Keras's own, which knows its regularizer, has the same index.
+        # Keras passes the TensorFlow variable. The Keras variable, which has the regularizer, has the same index.
         regularizer = self._trainable_variables[self._get_variable_index(variable)].regularizer
         acting = isinstance(regularizer, regularizers.Regularizer)
         rate = tf.cast(learning_rate, variable.dtype)
@@ -36,7 +36,7 @@ class SGD(keras.optimizers.SGD):
             regularizer.remember(variable)
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
-        """One step. Keras would clip the gradient of each replica; here the norm of their sum is what counts."""
+        """Make one step. Keras would clip each replica's gradient; here the sum of the gradients is clipped."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if self.global_clipnorm and replicas > 1:
             clipped, _ = tf.clip_by_global_norm(sum_over_replicas(grads), self.global_clipnorm)
@@ -44,13 +44,13 @@ class SGD(keras.optimizers.SGD):
         super().apply(grads, trainable_variables)
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
-        """Leave the weights as they are: Keras would put averages in their place after each `fit`, here each epoch.
+        """Do nothing. Keras would replace the weights by their averages after each `fit`, which here is each epoch.
 
-        `swap_averages` does it where it is time.
+        `swap_averages` does that when it is needed.
         """
 
     def swap_averages(self) -> None:
-        """Exchange the model's weights and their moving averages, if there are any; twice changes nothing."""
+        """Exchange the model's weights and their moving averages, if there are any; a second call swaps them back."""
         if self.use_ema:
             for variable, average in zip(self._trainable_variables, self._model_variables_moving_average, strict=True):
                 value = tf.identity(variable)
@@ -59,12 +59,12 @@ class SGD(keras.optimizers.SGD):
 
 
 def of(model: keras.Model) -> SGD:
-    """The optimizer of a model; with float16, Keras has put it into one that scales the loss."""
+    """The optimizer of a model; with float16, Keras wraps it in one that scales the loss."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def sum_over_replicas(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The gradients of a whole batch, in the midst of a step of each replica."""
+    """The gradients of the whole batch: their sum over all replicas. To be called within a step of each replica."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return list(gradients)

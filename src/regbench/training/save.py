@@ -1,4 +1,4 @@
-"""The file of a trained model, runs/KEY/model.keras: plain Keras layers, weights, what goes in and what comes out."""
+"""The file of a trained model, runs/KEY/model.keras: plain Keras layers, weights, and metadata on its use."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from regbench.networks import copies
 
 
 def metadata(model: keras.Model, plan: dict[str, Any], classes: list[str]) -> dict[str, Any]:
-    """What a file says of its model: how it is used, and how it was trained; not under which name.
+    """The metadata in a model's file: how to use the model and how it was trained, but not the run's name.
 
     Args:
         model: as `training.model.build` makes it.
@@ -36,8 +36,8 @@ def metadata(model: keras.Model, plan: dict[str, Any], classes: list[str]) -> di
 def save(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
     """Write a model as .keras, without what only training needs; equal models give equal bytes.
 
-    Its layers are Keras's own, so that `keras.saving.load_model` needs nothing of regbench. Keras notes the date, and
-    numbers objects that are used more than once by their place in memory; neither is kept.
+    Its layers are Keras's own, so `keras.saving.load_model` does not need regbench. Keras writes the date, and memory
+    addresses as ids of shared objects. The date is left out, and the ids are replaced by 0, 1, 2, …
 
     Args:
         model: functional or sequential.

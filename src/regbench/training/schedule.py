@@ -11,13 +11,14 @@ from regbench import params
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
     """Rises over the warm-up, stays constant or follows a cosine to 0, and falls to 0 over the cool-down.
 
-    Where two of them meet, the lower one counts. After the last step the rate stays as it is there.
+    If the cool-down overlaps the warm-up or the cosine, the lower rate counts. The rate is constant after the
+    last step.
 
     Args:
         peak: the highest rate.
-        total_steps: of the whole training.
-        warmup_steps: over which the rate rises from 0.
-        cooldown_steps: at the end, over which it falls to 0.
+        total_steps: number of steps of the whole training.
+        warmup_steps: number of steps over which the rate rises from 0.
+        cooldown_steps: number of steps at the end over which it falls to 0.
         cosine: whether it follows a cosine from the end of the warm-up to the last step.
     """
 
@@ -29,7 +30,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def of(cls, options: params.Train, steps: int) -> "LearningRate":
-        """As `train:` in params says; `steps` is the number of steps an epoch."""
+        """The schedule that `train:` in params asks for; `steps` is the number of steps per epoch."""
         return cls(
             options.learning_rate,
             options.epochs * steps,
