@@ -142,6 +142,7 @@ NOT_RUN = {
     ".venv/bin/pip install -e '.[export]'": "the network",
     ".venv/bin/pip install -e '.[search]'": "the network",
     "python benchmarks/bench.py agreement": "part of `make bench`",
+    "python benchmarks/bench.py cluster": "needs Ray",
     "python benchmarks/bench.py gpu": "needs a GPU",
     "python benchmarks/bench.py gpu_jobs": "needs a GPU",
     "python benchmarks/coverage.py": "two minutes; `test_seeds_and_images.py` has a part of it",
