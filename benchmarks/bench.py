@@ -1,8 +1,8 @@
 """`make bench`: compare regbench with the article's way, alternating, in one run; writes benchmarks/results.json.
 
-Each measurement is a process of its own (`benchmarks/measure.py`), so each side has
-its own threads, memory and start-up. Nothing else should run on the machine meanwhile. Results are medians, with the
-lowest and highest of n.
+Each measurement is a process of its own (`benchmarks/measure.py`), so each side has its own
+threads, memory and start-up. Nothing else should run on the machine meanwhile. Results are medians, with the lowest and
+highest of n.
 """
 
 import argparse

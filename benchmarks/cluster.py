@@ -16,9 +16,9 @@ import yaml
 from measure import spread
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/runner")]
 
-from ray import cluster_utils  # noqa: E402
+import test_cluster  # noqa: E402
 from scratch import copy_project  # noqa: E402
 
 NODES = ("one", "two")
@@ -30,19 +30,15 @@ def main():
     params["seeds"] = [0, 1]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        repository = copy_project(folder / "project", params)
-        repository.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
-        repository.commit("a remote")
-        options = {"object_store_memory": 80 << 20}
-        head = {"num_cpus": 0, "include_dashboard": False} | options
-        ray = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        repository = test_cluster.with_remote(copy_project(folder / "project", params))
+        nodes = test_cluster.Nodes(test_cluster.head(), folder / "nodes")
         try:
             for name in NODES:
-                ray.add_node(num_cpus=1, env_vars={"REGBENCH_SCRATCH": str(folder / name)}, **options)
-            first, _ = repro(repository, ray.address)
-            _, again = repro(repository, ray.address)
+                nodes.add(name)
+            first, _ = repro(repository, nodes.address)
+            _, again = repro(repository, nodes.address)
         finally:
-            ray.shutdown()
+            nodes.cluster.shutdown()
         stages = yaml.safe_load((repository.folder / "dvc.lock").read_text())["stages"]
     print(json.dumps(table(first, again, stages)))
 
@@ -82,31 +78,22 @@ def table(output, again, stages):
     of_runs = [sum(megabytes(f"train@{run}", f"evaluate@{run}")) for run in runs]
     models = [max(megabytes(f"train@{run}")) for run in runs]
     rows = [
-        ["clone and pull, the first run of a node", *seconds(first)],
-        ["clone and pull, its other runs", *seconds(others)],
-        ["push", *seconds(pushes)],
-        ["`make repro CLUSTER=…` with everything done", *seconds([again])],
-        ["a run's results, to the remote store and from it to the first machine", *volume(of_runs)],
-        ["the model among them", *volume(models)],
-        ["prepared images, to each machine once", *volume([sum(megabytes("prepare"))])],
+        ["clone and pull, the first run of a node", *cells(first, "s")],
+        ["clone and pull, its other runs", *cells(others, "s")],
+        ["push", *cells(pushes, "s")],
+        ["`make repro CLUSTER=…` with everything done", *cells([again], "s")],
+        ["a run's results, to the remote store and from it to the first machine", *cells(of_runs, "MB")],
+        ["the model among them", *cells(models, "MB")],
+        ["prepared images, to each machine once", *cells([sum(megabytes("prepare"))], "MB")],
     ]
     return {"note": "Six runs of one epoch", "heading": ["what", "median (lowest–highest)", "n"], "rows": rows}
 
 
-def seconds(values):
+def cells(values, unit):
+    """The median with its unit, and the lowest and highest if they differ; and the number of values."""
     found = spread(values)
-    return [words(found, "s"), found["n"]]
-
-
-def volume(values):
-    found = spread(values)
-    return [words(found, "MB"), found["n"]]
-
-
-def words(found, unit):
-    """A median with its unit, and the lowest and highest if they differ."""
     median, low, high = (f"{found[key]:.1f}" for key in ("median", "low", "high"))
-    return f"{median} {unit}" if low == high else f"{median} ({low}–{high}) {unit}"
+    return [f"{median} {unit}" if low == high else f"{median} ({low}–{high}) {unit}", found["n"]]
 
 
 if __name__ == "__main__":

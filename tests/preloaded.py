@@ -4,8 +4,8 @@ The tests start more than a hundred stages and several hundred commands of DVC. 
 of CPU time, what the report needs one and a half, DVC half a second. Here `python SCRIPT` and `python -m MODULE` run in
 a fork that has the caller's arguments, environment variables, working directory and open files. So do the processes
 that they start with `sys.executable`. regbench itself is imported in the fork, because each scratch repository has its
-own.
-Programs that never import TensorFlow are forked from a small process: forking a large one takes a tenth of a second.
+own. Programs that never import TensorFlow are forked from a small process: forking a large one takes a tenth of a
+second.
 
 Not for tests of how a process starts and ends: limits of the shell, environment variables that Python or a library
 reads when it starts, and signals other than SIGKILL do not reach the fork. In a test itself, `sys.executable` is a real

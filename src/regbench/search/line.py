@@ -1,6 +1,5 @@
 """What is searched: a line under `reg` with one or more open strengths, and the strengths to choose from."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,8 +170,8 @@ def parse(settings: Params, target: str, over: Sequence[str], ranges: Sequence[t
     if len(line.name(tuple(size - 1 for size in line.shape))) > LONGEST_NAME - 4:
         raise UserError(f"{key}: the names of its strengths would be too long; give the line a shorter name under reg")
     problems: list[str] = []
-    for point in itertools.product(*map(range, line.shape)):
-        params.regularizer(key, line.value(point), problems)
+    for place in range(max(line.shape)):  # each strength of each axis once; not each combination
+        params.regularizer(key, line.value(tuple(min(place, size - 1) for size in line.shape)), problems)
     if problems:
         raise UserError(f"can't be searched: {problems[0]}")
     return line
